@@ -1,0 +1,70 @@
+"""What every command line of the project shares: parsing, `--help`, and errors in one line.
+
+Each program owns a `flags.FlagValues()`, so that two programs can be imported by one process although
+both have, say, a flag `--output`. Exit codes: 0 success, 1 a problem with the input, 2 wrong usage.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+
+class UsageError(Exception):
+    """The command line itself is wrong (exit code 2), e.g. two flags that exclude each other."""
+
+
+def run(
+    main: Callable[[], int | None],
+    flag_values: flags.FlagValues,
+    program: str,
+    usage: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses `argv` into `flag_values`, runs `main` and returns the exit code.
+
+    Args:
+      main: called without arguments after parsing; its return value (None means 0) is the exit code.
+      flag_values: the program's own flags.
+      program: how a user calls it, e.g. "python -m convert"; opens usage and error lines.
+      usage: what it does, with examples; printed by `--help`.
+      argv: arguments without the program's name; default: `sys.argv[1:]`.
+
+    `ValueError`, `OSError` and `ImportError` (a missing extra) count as a problem with the input: one
+    line on standard error. Anything else is a bug and keeps its traceback.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if any(arg in ("-h", "--help", "-help", "--helpfull") for arg in argv):
+        print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}")
+        return 0
+    try:
+        flag_values.unparse_flags()
+        positional = flag_values([program, *argv])[1:]
+        if positional:
+            raise UsageError(f"unexpected argument {positional[0]!r}; options start with --")
+        return main() or 0
+    except (UsageError, flags.Error) as error:
+        return _fail(program, f"{_one_line(error)} (see {program} --help)", 2)
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(program, _one_line(error), 1)
+    except KeyboardInterrupt:
+        return _fail(program, "interrupted", 130)
+
+
+def _fail(program: str, message: str, code: int) -> int:
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _describe(flag_values: flags.FlagValues) -> str:
+    """One paragraph a flag: name, default, help. absl's own listing repeats the module for each."""
+    lines = []
+    for name in sorted(flag_values):
+        flag = flag_values[name]
+        default = "" if flag.default in (None, "") else f" (default: {flag.default_as_str})"
+        lines.append(f"  --{name}{default}\n      {' '.join((flag.help or '').split())}")
+    return "\n".join(lines)
