@@ -63,7 +63,7 @@ class ResBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [B, H, W, 3] of side config.image_size (a power of two, 4 ... 1024) -> logits [B, 1]."""
+    """Images [B, H, W, 3] of side config.image_size (4, 8, ... 1024) -> logits [B, 1]."""
 
     config: ml_collections.ConfigDict
     train: bool

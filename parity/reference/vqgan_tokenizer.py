@@ -21,7 +21,7 @@ def _activation(config: ml_collections.ConfigDict) -> Callable[[jax.Array], jax.
 
 
 class ResBlock(nn.Module):
-    """(Norm, activation, conv) twice, plus the input, or plus a convolution if the width changes."""
+    """(Norm, activation, conv) twice, plus the input; a convolution where the width changes."""
 
     filters: int
     norm_fn: Callable[..., nn.Module]
