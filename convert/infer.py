@@ -1,0 +1,163 @@
+"""From official names and shapes to what the model is: its kind, configuration and resolution.
+
+Weights show sizes only. What they do not show (dropout, initial standard deviation, activation,
+quantizer and its losses) gets the official default.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from convert import rules
+from convert.rules import Shape
+from maskgit_pt.configs import vqgan_config
+
+# Official names that only this kind has.
+_SIGNS = {
+    "transformer": re.compile(r"params/(Embed_0|TransformerLayer_\d+|MlmLayer_0)/"),
+    "tokenizer": re.compile(r"(params|batch_stats)/(encoder|decoder|quantizer)/"),
+    "discriminator": re.compile(r"params/(ResBlock_\d+/Conv_|Conv_[01]/|Dense_[01]/)"),
+}
+_TORCH_SIGNS = {
+    "transformer": re.compile(r"(embed|layers|mlm_layer)\."),
+    "tokenizer": re.compile(r"(encoder|decoder|quantizer)\."),
+    "discriminator": re.compile(r"(conv_in|res_blocks|conv_out|dense[01])\."),
+}
+MAX_MODULES = 1000  # layers or blocks; Google's models have 24
+
+
+def infer_kind(names: Iterable[str], torch_names: bool = False) -> str:
+    """Returns the kind of which most tensors remind.
+
+    Raises:
+      ValueError: no tensor reminds of any.
+    """
+    signs = _TORCH_SIGNS if torch_names else _SIGNS
+    names = list(names)
+    votes = {kind: sum(bool(sign.match(name)) for name in names) for kind, sign in signs.items()}
+    kind = max(votes, key=votes.get)
+    if not votes[kind]:
+        raise ValueError(
+            f"neither transformer nor tokenizer: {len(names)} tensors ({rules.abbreviate(names)}), "
+            "of which none has a name of these models"
+        )
+    return kind
+
+
+def infer_config(flat: Mapping[str, Any]) -> tuple[str, dict]:
+    """Returns the kind and the configuration that official names and shapes show.
+
+    Args:
+      flat: official name -> array, or anything that has a `.shape`, or the shape itself.
+
+    Returns:
+      ("transformer" | "tokenizer" | "discriminator", a dictionary for `rules.build`).
+
+    Raises:
+      ValueError: a tensor that tells a size is missing or has a wrong shape; names it.
+    """
+    shapes = {name: tuple(getattr(value, "shape", value)) for name, value in flat.items()}
+    kind = infer_kind(shapes)
+    infer = {"transformer": _transformer, "tokenizer": _tokenizer, "discriminator": _discriminator}
+    return kind, rules.target(kind, infer[kind](_Shapes(shapes)))[2]
+
+
+def resolution(kind: str, config: dict) -> str:
+    """What the model is for, in pixels: "256 x 256", "any multiple of 16"."""
+    if kind == "transformer":
+        side = math.isqrt(tokens := config["max_position_embeddings"] - 1)
+        if side * side != tokens:
+            return f"{tokens} tokens an image"
+        # Both published tokenizers make one token of 16 x 16 pixels.
+        return f"{16 * side} x {16 * side}"
+    if kind == "tokenizer":
+        return f"any multiple of {2 ** (len(config['vqvae']['channel_multipliers']) - 1)}"
+    return f"{config['image_size']} x {config['image_size']}"
+
+
+class _Shapes:
+    """Looks shapes up by name; what is missing or unexpected is a ValueError that names it."""
+
+    def __init__(self, shapes: dict[str, Shape]):
+        self.shapes = shapes
+
+    def get(self, name: str, dimensions: int) -> Shape:
+        if name not in self.shapes:
+            raise ValueError(f"tensor {name} is missing")
+        shape = self.shapes[name]
+        if len(shape) != dimensions or 0 in shape:
+            raise ValueError(f"tensor {name} has shape {list(shape)}; expected {dimensions} sizes")
+        return shape
+
+    def count(self, prefix: str) -> int:
+        """How many modules "prefix0", "prefix1", ... there are."""
+        pattern = re.compile(re.escape(prefix) + r"(\d{1,9})/")
+        numbers = {int(m[1]) for name in self.shapes if (m := pattern.match(name))}
+        if len(numbers) > MAX_MODULES:
+            raise ValueError(f"{len(numbers):,} modules {prefix}*; at most {MAX_MODULES} accepted")
+        # A number that is left out shows as missing tensors later; a wild one as unknown tensors.
+        return max(numbers) + 1 if numbers and max(numbers) < MAX_MODULES else len(numbers)
+
+
+def _transformer(shapes: _Shapes) -> dict:
+    vocabulary, width = shapes.get("params/Embed_0/word_embeddings/embedding", 2)
+    layer = "params/TransformerLayer_0"
+    query = shapes.get(f"{layer}/Attention_0/self_attention/query/kernel", 3)
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": shapes.count("params/TransformerLayer_"),
+        "num_attention_heads": query[1],
+        "intermediate_size": shapes.get(f"{layer}/Mlp_0/intermediate_output/kernel", 2)[1],
+        "max_position_embeddings": shapes.get("params/Embed_0/position_embeddings/embedding", 2)[0],
+    }
+
+
+def _tokenizer(shapes: _Shapes) -> dict:
+    codes, code_width = shapes.get("params/quantizer/codebook", 2)
+    filters = shapes.get("params/encoder/Conv_0/kernel", 4)[3]
+    levels = shapes.count("params/decoder/Conv_") - 1  # in, one after each upsampling, out
+    blocks = shapes.count("params/encoder/ResBlock_")  # of each level and once more in the middle
+    if levels < 1 or not blocks or blocks % (levels + 1):
+        raise ValueError(
+            f"params/encoder has {blocks} residual blocks (ResBlock_*) for {levels} levels (told by "
+            "params/decoder/Conv_*); expected the same number for each level and for the middle"
+        )
+    per_level = blocks // (levels + 1)
+    names = [f"params/encoder/ResBlock_{level * per_level}/Conv_0/kernel" for level in range(levels)]
+    widths = [shapes.get(name, 4)[3] for name in names]
+    for name, width in zip(names, widths, strict=True):
+        if width % filters:
+            raise ValueError(f"{name} gives {width} channels, no multiple of the {filters} filters")
+    config = vqgan_config.get_config().vqvae.to_dict()
+    return {
+        "vqvae": config
+        | {
+            "codebook_size": codes,
+            "embedding_dim": code_width,
+            "filters": filters,
+            "num_res_blocks": per_level,
+            "channel_multipliers": [width // filters for width in widths],
+            "conv_downsample": shapes.count("params/encoder/Conv_") == levels + 1 > 2,
+            "norm_type": _norm_type(shapes),
+        }
+    }
+
+
+def _norm_type(shapes: _Shapes) -> str:
+    found = {
+        norm_type: sum(f"/{name}_" in tensor for tensor in shapes.shapes)
+        for norm_type, name in rules.NORM_NAMES.items()
+    }
+    return max(found, key=found.get)
+
+
+def _discriminator(shapes: _Shapes) -> dict:
+    image_size = 4 << min(shapes.count("params/ResBlock_"), 8)
+    width = shapes.get("params/Conv_0/kernel", 4)[3]
+    multiplier = max(width * image_size // 16384, 1) if image_size >= 64 else 1
+    return {
+        "image_size": image_size,
+        "discriminator": {"channel_multiplier": multiplier, "blur_resample": True},
+    }
