@@ -24,6 +24,21 @@ _TORCH_SIGNS = {
     "tokenizer": re.compile(r"(encoder|decoder|quantizer)\."),
     "discriminator": re.compile(r"(conv_in|res_blocks|conv_out|dense[01])\."),
 }
+# What weights do not show, so that only the stated configuration can tell.
+_NOT_IN_WEIGHTS = {
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "broadcast_dropout",
+    "activation_fn",
+    "quantizer",
+    "commitment_cost",
+    "entropy_loss_ratio",
+    "entropy_loss_type",
+    "entropy_temperature",
+    "blur_resample",
+}
+
 MAX_MODULES = 1000  # layers or blocks; Google's models have 24
 
 
@@ -61,6 +76,35 @@ def infer_config(flat: Mapping[str, Any]) -> tuple[str, dict]:
     kind = infer_kind(shapes)
     infer = {"transformer": _transformer, "tokenizer": _tokenizer, "discriminator": _discriminator}
     return kind, rules.target(kind, infer[kind](_Shapes(shapes)))[2]
+
+
+def merge_config(kind: str, inferred: dict, stated: dict, stated_in: str) -> dict:
+    """Completes the inferred configuration by the stated one.
+
+    Args:
+      kind: as inferred.
+      inferred: from `infer_config`.
+      stated: what a `config.json` says.
+      stated_in: its name, for errors.
+
+    Raises:
+      ValueError: they disagree about something that the weights show.
+    """
+    stated = dict(stated)
+    model_type = rules.model_type(kind)
+    if (found := stated.pop("model_type", model_type)) != model_type:
+        raise ValueError(f"{stated_in} says model_type {found!r}, the weights show {model_type!r}")
+    result = {}
+    for key, value in inferred.items():
+        told = stated.get(key, value)
+        if isinstance(value, dict):
+            if not isinstance(told, dict):
+                raise ValueError(f"{stated_in} says {key} {told!r}, no JSON object")
+            value = merge_config(kind, value, told, stated_in)
+        elif key not in _NOT_IN_WEIGHTS and told != value:
+            raise ValueError(f"{stated_in} says {key} {told!r}, the weights show {value!r}")
+        result[key] = told if key in _NOT_IN_WEIGHTS else value
+    return {**stated, **result}
 
 
 def resolution(kind: str, config: dict) -> str:
@@ -121,11 +165,12 @@ def _tokenizer(shapes: _Shapes) -> dict:
     blocks = shapes.count("params/encoder/ResBlock_")  # of each level and once more in the middle
     if levels < 1 or not blocks or blocks % (levels + 1):
         raise ValueError(
-            f"params/encoder has {blocks} residual blocks (ResBlock_*) for {levels} levels (told by "
-            "params/decoder/Conv_*); expected the same number for each level and for the middle"
+            f"params/encoder has {blocks} residual blocks (ResBlock_*) for {levels} levels (one "
+            "less than params/decoder/Conv_*); expected a multiple of the levels + 1"
         )
     per_level = blocks // (levels + 1)
-    names = [f"params/encoder/ResBlock_{level * per_level}/Conv_0/kernel" for level in range(levels)]
+    firsts = range(0, levels * per_level, per_level)
+    names = [f"params/encoder/ResBlock_{block}/Conv_0/kernel" for block in firsts]
     widths = [shapes.get(name, 4)[3] for name in names]
     for name, width in zip(names, widths, strict=True):
         if width % filters:

@@ -278,6 +278,11 @@ def _target(kind: str, config_json: str) -> tuple[dict[str, Shape], list[Piece],
     return shapes, pieces_of(kind, shapes, heads, norm_type), config
 
 
+def model_type(kind: str) -> str:
+    """What `config.json` calls this kind."""
+    return getattr(MODEL_CLASSES[kind], "model_type", f"maskgit_{kind}")
+
+
 def build(kind: str, config: dict) -> nn.Module:
     """Makes the PyTorch module of `kind` from the dictionary that its `to_config` gives."""
     if kind == "discriminator":

@@ -1,8 +1,8 @@
 """Tensors that stay in their file until they are needed, and memory that is used again and again.
 
-A conversion holds one tensor at a time. Fresh memory for each would cost more time (page faults) than
-the copying itself, hence `Buffer`; a memory map would count every page it has touched as ours, hence
-plain reads.
+A conversion holds one tensor at a time. Fresh memory for each would cost more time (page faults)
+than the copying itself, hence `Buffer`; a memory map would count every page it has touched as ours,
+hence plain reads.
 """
 
 import math

@@ -1,0 +1,95 @@
+"""Command line: `python -m convert`."""
+
+import os
+import sys
+
+from absl import flags
+from tqdm import tqdm
+
+from convert import api, dtypes, formats
+from maskgit_pt import command_line
+
+PROGRAM = "python -m convert"
+USAGE = """\
+Converts MaskGIT weights: Google's Flax files to PyTorch folders, and back with the same bytes.
+
+  python -m convert --input=maskgit_imagenet256_checkpoint --output=maskgit256
+  python -m convert --input=maskgit256 --output=maskgit_imagenet256_checkpoint --to=flax
+
+What the input is, is told from its content. A PyTorch folder holds config.json, model.safetensors
+and README.md; maskgit_pt.Transformer.from_pretrained or maskgit_pt.VQVAE.from_pretrained loads it.
+The output is read back and compared with the input bit for bit before it gets its name."""
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("input", None, "File or folder to convert.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "output", None, "Folder to make (safetensors) or file to write (flax).", flag_values=FLAGS
+)
+flags.DEFINE_enum(
+    "to", "safetensors", sorted(formats.BY_NAME), "flax or safetensors.", flag_values=FLAGS
+)
+flags.DEFINE_enum(
+    "dtype",
+    None,
+    list(dtypes.FLOATS),
+    f"Convert the weights: {', '.join(dtypes.FLOATS)}. Not given: as stored.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "verify", True, "Read the output back and compare; --noverify saves a third.", flag_values=FLAGS
+)
+flags.DEFINE_bool("overwrite", False, "Replace an output that exists.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_heads",
+    None,
+    "Attention heads, for weights that do not tell (a bare .safetensors file).",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+
+
+def main() -> None:
+    """Converts as the flags say and prints a summary."""
+    for name in ("input", "output"):
+        if not FLAGS[name].value:
+            raise command_line.UsageError(f"--{name} is missing")
+    # disable=None: a bar only where standard error is a terminal.
+    with tqdm(unit="B", unit_scale=True, disable=None, leave=False, delay=0.5) as bar:
+        summary = api.convert(
+            FLAGS.input,
+            FLAGS.output,
+            to=FLAGS.to,
+            dtype=FLAGS.dtype,
+            verify=FLAGS.verify,
+            overwrite=FLAGS.overwrite,
+            num_heads=FLAGS.num_heads,
+            progress=bar.update,
+        )
+    for warning in summary.warnings:
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+    print(describe(summary, FLAGS.input, FLAGS.output))
+
+
+def describe(summary: api.Summary, input: str, output: str) -> str:
+    """The lines that a conversion prints."""
+    check = "read back, equal bit for bit" if summary.verified else "not read back (--noverify)"
+    rows = {
+        "kind": summary.kind,
+        "pixels": summary.resolution,
+        "parameters": f"{summary.parameters:,}",
+        "dtype": summary.dtype,
+        "input": f"{os.fspath(input)} ({summary.input_format}), sha256 {summary.input_sha256}",
+        "output": f"{os.fspath(output)} ({summary.output_format}), sha256 {summary.output_sha256}",
+        "verified": check,
+        "seconds": f"{summary.seconds:.1f}",
+    }
+    return "\n".join(f"{name + ':':12}{value}" for name, value in rows.items())
+
+
+def cli() -> int:
+    """Runs the command line and returns its exit code."""
+    return command_line.run(main, FLAGS, PROGRAM, USAGE)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

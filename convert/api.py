@@ -1,0 +1,225 @@
+"""Conversion as functions: `convert`, and reading without writing."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convert import dtypes, formats, infer, rules
+from convert.checkpoint import Checkpoint
+from convert.model_card import model_card
+from convert.output import check_output, replacing, synchronise
+from convert.tensors import Buffer
+
+_HASH_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a conversion did.
+
+    Attributes:
+      kind: "transformer", "tokenizer" or "discriminator".
+      config: of the model.
+      resolution: in pixels: "256 x 256", "any multiple of 16".
+      parameters: how many numbers.
+      dtype: of the output.
+      input_format, output_format: names of formats.
+      input_sha256, output_sha256: of the files that hold the weights.
+      verified: whether the output was read back and compared.
+      warnings: for the user: what was assumed; tensors that are not finite.
+      seconds: it took.
+    """
+
+    kind: str
+    config: dict
+    resolution: str
+    parameters: int
+    dtype: str
+    input_format: str
+    output_format: str
+    input_sha256: str
+    output_sha256: str
+    verified: bool
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+def read_flat(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads weights of any format as official name -> array, in official order and layout.
+
+    bfloat16 arrays have the dtype `dtypes.BFLOAT16`.
+
+    Raises:
+      ValueError, OSError: one line that begins with the path.
+    """
+    with formats.open_checkpoint(path) as checkpoint:
+        return {
+            name: dtypes.to_numpy(tensor.read(Buffer()).contiguous())
+            for name, tensor in checkpoint.tensors.items()
+        }
+
+
+def load_checkpoint(path: str | os.PathLike) -> tuple[str, dict, dict[str, Tensor]]:
+    """Reads weights of any format as (kind, config, PyTorch state dict).
+
+    `rules.build(kind, config).load_state_dict(state_dict)` makes the model.
+
+    Raises:
+      ValueError, OSError: one line that begins with the path.
+    """
+    with formats.open_checkpoint(path) as checkpoint:
+        return checkpoint.kind, checkpoint.config, checkpoint.state_dict()
+
+
+def convert(
+    input: str | os.PathLike,
+    output: str | os.PathLike,
+    to: str = "safetensors",
+    dtype: str | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    num_heads: int | None = None,
+    progress: Callable[[int], object] = lambda byte_count: None,
+) -> Summary:
+    """Converts weights; the output appears whole or not at all.
+
+    Args:
+      input: file or folder of any format.
+      output: a folder for "safetensors" (config.json, model.safetensors, README.md), a file for
+        "flax".
+      to: a name of `formats.BY_NAME`.
+      dtype: a name of `dtypes.FLOATS`; None keeps what is stored.
+      verify: read the output back and compare it with the input, bit for bit.
+      overwrite: replace what exists.
+      num_heads: attention heads, for input that does not tell.
+      progress: called with the number of bytes written or verified since the last call.
+
+    Raises:
+      ValueError, OSError: one line that names the file, and the tensor where it is about one.
+    """
+    started = time.perf_counter()
+    input, output = Path(input), Path(output)
+    if to not in formats.BY_NAME:
+        raise ValueError(f"cannot write {to!r}; accepted: {', '.join(formats.BY_NAME)}")
+    if dtype is not None and dtype not in dtypes.FLOATS:
+        raise ValueError(f"cannot convert to {dtype!r}; accepted: {', '.join(dtypes.FLOATS)}")
+    writer = formats.BY_NAME[to]
+    input_format = formats.recognise(input).NAME
+    with formats.open_checkpoint(input, num_heads) as source:
+        check_output(output, writer.IS_FOLDER, overwrite)
+        observer = _Observer(progress)
+        # Hashing goes on beside the conversion; hashlib and file reading release the lock.
+        with replacing(output) as temporary, ThreadPoolExecutor(2) as threads:
+            input_sha256 = threads.submit(sha256, source.path)
+            weights = _write(writer.write, source, input, output, temporary, dtype, observer)
+            output_sha256 = threads.submit(sha256, weights)
+            on_disk = threads.submit(synchronise, weights)
+            written_dtype = dtype or source.dtype
+            if verify:
+                with writer.open_checkpoint(temporary, num_heads) as written:
+                    _compare(source, written, dtype, input, output, progress)
+            if writer.IS_FOLDER:
+                card = model_card(source, input.name, written_dtype, input_sha256.result())
+                (temporary / "README.md").write_text(card, encoding="utf-8")
+            on_disk.result()
+        return Summary(
+            kind=source.kind,
+            config=source.config,
+            resolution=infer.resolution(source.kind, source.config),
+            parameters=source.parameters,
+            dtype=written_dtype,
+            input_format=input_format,
+            output_format=to,
+            input_sha256=input_sha256.result(),
+            output_sha256=output_sha256.result(),
+            verified=verify,
+            warnings=tuple(source.notes) + observer.warnings(),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(_HASH_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
+
+
+class _Observer:
+    """Looks at every tensor on its way out."""
+
+    def __init__(self, progress: Callable[[int], object]):
+        self.progress = progress
+        self.not_finite: list[str] = []
+
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        # The extremes of a tensor with a NaN are NaN; unlike isfinite, aminmax needs no memory.
+        if tensor.numel() and not all(torch.isfinite(value) for value in torch.aminmax(tensor)):
+            self.not_finite.append(name)
+        self.progress(tensor.nbytes)
+
+    def warnings(self) -> tuple[str, ...]:
+        if not self.not_finite:
+            return ()
+        names = rules.abbreviate(self.not_finite)
+        return (f"{len(self.not_finite)} tensors hold NaN or infinity: {names}",)
+
+
+def _write(
+    write: Callable,
+    source: Checkpoint,
+    input: Path,
+    output: Path,
+    temporary: Path,
+    dtype: str | None,
+    observer: _Observer,
+) -> Path:
+    """Calls a format's `write` with errors that name the file that the user knows."""
+    try:
+        return write(source, temporary, dtype, observer)
+    except ValueError as error:
+        raise ValueError(f"{input}: {error}") from None
+    except OSError as error:
+        if error.filename is None and error.errno is None:  # ours, already says which
+            raise
+        raise OSError(f"{output}: cannot be written: {error.strerror}") from None
+
+
+def _compare(
+    source: Checkpoint,
+    written: Checkpoint,
+    dtype: str | None,
+    input: Path,
+    output: Path,
+    progress: Callable[[int], object],
+) -> None:
+    """Compares bit for bit, through the inverse transforms; ValueError that names the tensor."""
+    failed = f"{output}: verification failed, nothing was written:"
+    if list(source.tensors) != list(written.tensors) or source.config != written.config:
+        raise ValueError(f"{failed} names, order or configuration differ from {input}")
+    buffers = [Buffer() for _ in range(4)]
+    for name, tensor in source.tensors.items():
+        kept = dtype or tensor.dtype
+        expected = buffers[1].copy(tensor.read(buffers[0]), kept)
+        found = written.tensors[name].read(buffers[2])
+        same = found.shape == expected.shape and dtypes.name_of_torch(found.dtype) == kept
+        # As whole numbers: NaN equals itself, and 0 is not -0.
+        if not same or not torch.equal(_bits(buffers[3].copy(found, kept)), _bits(expected)):
+            raise ValueError(f"{failed} tensor {name} differs from {input}")
+        progress(expected.nbytes)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    by_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(by_size[tensor.element_size()])

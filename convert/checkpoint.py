@@ -1,0 +1,76 @@
+"""What every format is read into: tensors under their official names, and what model they make."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from convert import dtypes, rules
+from convert.tensors import Buffer, FileTensor, OpenFile
+
+
+@dataclass
+class Checkpoint:
+    """An open file of weights. Use as a context manager, which closes it.
+
+    Attributes:
+      path: the file that holds the weights.
+      file: the same, open.
+      kind: "transformer", "tokenizer" or "discriminator".
+      config: complete, for `rules.build`.
+      tensors: official name -> tensor, in official order: as in Google's file it once came from if
+        that is known, else as published.
+      chunks: elements per chunk of the arrays that the official file cuts up.
+      notes: what had to be assumed; for the user to see.
+    """
+
+    path: Path
+    file: OpenFile
+    kind: str
+    config: dict
+    tensors: dict[str, FileTensor]
+    chunks: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers there are, running statistics not counted."""
+        return sum(
+            torch.Size(tensor.shape).numel()
+            for name, tensor in self.tensors.items()
+            if name.startswith("params/")
+        )
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights, or all of them: "float32", "bfloat16, float32"."""
+        return ", ".join(sorted({tensor.dtype for tensor in self.tensors.values()}))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Reads all into a PyTorch state dict."""
+        shapes, pieces, _ = rules.target(self.kind, self.config)
+        # What no official tensor stands for: a BatchNorm's count of batches.
+        state = {name: torch.zeros((), dtype=torch.int64) for name in shapes}
+        buffer = Buffer()
+        for piece in pieces:
+            tensor = self.tensors[piece.official].read(buffer)
+            if piece.index == 0:
+                state[piece.torch] = torch.empty(piece.torch_shape, dtype=tensor.dtype)
+            piece.rows_of(state[piece.torch]).copy_(piece.transform.to_torch(tensor))
+        return state
+
+
+def check_dtypes(tensors: dict[str, str]) -> None:
+    """Raises ValueError for a parameter (name -> dtype) that is no floating-point number."""
+    for name, dtype in tensors.items():
+        if dtype not in dtypes.FLOATS and not name.endswith("." + rules.TORCH_ONLY):
+            accepted = ", ".join(dtypes.FLOATS)
+            raise ValueError(f"tensor {name} is {dtype}; accepted for weights: {accepted}")

@@ -1,0 +1,200 @@
+"""Our own folders: `config.json` and `model.safetensors` under PyTorch names; or the bare file.
+
+The metadata in the weights keep what PyTorch names do not show: the official order and chunks, so
+that a Google file that went to PyTorch and back has the same bytes, and the configuration, so that
+a bare file says how many heads it has.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from convert import dtypes, infer, rules, safetensors_file
+from convert.checkpoint import Checkpoint, check_dtypes
+from convert.tensors import Buffer, FileTensor, OpenFile, as_bytes
+from maskgit_pt.pretrained import CONFIG_NAME, WEIGHTS_NAME, read_config
+
+NAME = "safetensors"
+DESCRIPTION = f"folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or a bare .safetensors file"
+IS_FOLDER = True
+
+DEFAULT_HEADS = 16  # of Google's models
+ORDER, CHUNKS, CONFIG = "official_order", "official_chunks", "maskgit_config"  # metadata
+
+
+def matches(path: Path, head: bytes) -> bool:
+    """Whether it is a folder with weights, or a file whose first bytes are such a header."""
+    if path.is_dir():
+        return (path / WEIGHTS_NAME).is_file()
+    return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"
+
+
+def open_checkpoint(path: Path, num_heads: int | None = None) -> Checkpoint:
+    """Opens a folder or a file.
+
+    Args:
+      path: the folder, or the weights in it, or weights alone.
+      num_heads: attention heads, where neither configuration nor metadata tell.
+
+    Raises:
+      ValueError: not such a file, or not the weights of one of our models; one line.
+    """
+    weights = path / WEIGHTS_NAME if path.is_dir() else path
+    stored, metadata = safetensors_file.read_header(weights)
+    check_dtypes({name: leaf[0] for name, leaf in stored.items()})
+    stated, stated_in = _stated_config(weights, metadata)
+    shapes = {name: leaf[1] for name, leaf in stored.items()}
+    kind = infer.infer_kind(shapes, torch_names=True)
+    heads, notes = _heads(kind, stated, num_heads)
+    pieces = rules.pieces_of(kind, shapes, heads, _stated_norm(stated))
+    _, config = infer.infer_config({piece.official: piece.official_shape for piece in pieces})
+    config = infer.merge_config(kind, config, stated, stated_in)
+    expected, pieces, config = rules.target(kind, config)
+    rules.close_books(expected, shapes, f"a {kind}")
+    opened = OpenFile(weights)
+    tensors = {p.official: _file_tensor(opened, p, *stored[p.torch]) for p in pieces}
+    order, chunks = _official_layout(tensors, metadata)
+    ordered = {name: tensors[name] for name in order}
+    return Checkpoint(weights, opened, kind, config, ordered, chunks, notes)
+
+
+def _file_tensor(
+    file: OpenFile, piece: rules.Piece, dtype: str, _: rules.Shape, start: int
+) -> FileTensor:
+    size = math.prod(piece.rows_shape) * dtypes.itemsize(dtype)
+    return FileTensor(
+        file,
+        dtype,
+        piece.official_shape,
+        piece.rows_shape,
+        ((start + piece.index * size, size),),
+        lambda rows: piece.transform.to_official(rows, piece.heads),
+    )
+
+
+def _stated_config(weights: Path, metadata: dict[str, str]) -> tuple[dict, str]:
+    """The configuration that stands beside the weights, else in their metadata, else {}."""
+    beside = weights.parent / CONFIG_NAME
+    if weights.name == WEIGHTS_NAME and beside.is_file():
+        return read_config(beside), str(beside)
+    try:
+        stated = json.loads(metadata.get(CONFIG, "{}"))
+    except (ValueError, RecursionError):
+        stated = None
+    if not isinstance(stated, dict):
+        raise ValueError(f"its metadata {CONFIG} is no JSON object")
+    return stated, "its metadata"
+
+
+def _heads(kind: str, stated: dict, num_heads: int | None) -> tuple[int, list[str]]:
+    if kind != "transformer":
+        return 1, []
+    heads = stated.get("num_attention_heads", num_heads)
+    if num_heads not in (None, heads):
+        raise ValueError(f"its configuration says {heads} attention heads, not {num_heads}")
+    if heads is None:
+        return DEFAULT_HEADS, [
+            f"the number of attention heads is not in the file: took {DEFAULT_HEADS}, as Google's "
+            "models have (--num_heads says otherwise)"
+        ]
+    if type(heads) is not int or heads < 1:
+        raise ValueError(f"num_attention_heads is {heads!r}; accepted: a number from 1")
+    return heads, []
+
+
+def _stated_norm(stated: dict) -> str:
+    vqvae = stated.get("vqvae")
+    norm_type = vqvae.get("norm_type", "GN") if isinstance(vqvae, dict) else "GN"
+    if norm_type not in rules.NORM_NAMES:
+        raise ValueError(f"norm_type is {norm_type!r}; accepted: {', '.join(rules.NORM_NAMES)}")
+    return norm_type
+
+
+def _official_layout(
+    tensors: dict[str, FileTensor], metadata: dict[str, str]
+) -> tuple[list[str], dict[str, tuple[int, ...]]]:
+    """The official order and chunks that the metadata keep, or the published ones."""
+    try:
+        order = json.loads(metadata.get(ORDER, "null"))
+        chunks = json.loads(metadata.get(CHUNKS, "{}"))
+    except (ValueError, RecursionError):
+        order = chunks = None
+    if not isinstance(order, list) or not _same_names(order, tensors):
+        return rules.published_order(tensors), {}
+    valid = {}
+    for name, counts in chunks.items() if isinstance(chunks, dict) else ():
+        whole = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
+        if whole and counts and name in tensors and sum(counts) == math.prod(tensors[name].shape):
+            valid[name] = tuple(counts)
+    return order, valid
+
+
+def _same_names(order: list, tensors: Iterable[str]) -> bool:
+    return all(isinstance(name, str) for name in order) and sorted(order) == sorted(tensors)
+
+
+def write(
+    source: Checkpoint,
+    output: Path,
+    dtype: str | None,
+    observe: Callable[[str, Tensor], None],
+) -> Path:
+    """Writes a folder: `config.json` and `model.safetensors`.
+
+    Args:
+      source: what to write.
+      output: the folder, not yet there.
+      dtype: convert to this; None: as stored.
+      observe: called with the official name and the converted tensor, for each.
+
+    Returns:
+      The file that holds the weights.
+
+    Raises:
+      ValueError: tensors that become one have different dtypes.
+    """
+    shapes, pieces, config = rules.target(source.kind, source.config)
+    config = {"model_type": rules.model_type(source.kind)} | config
+    tensor_dtypes = _stacked_dtypes(source, pieces, dtype)
+    output.mkdir()
+    (output / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    metadata = {
+        "format": "pt",
+        ORDER: json.dumps(list(source.tensors)),
+        CONFIG: json.dumps(config),
+    } | ({CHUNKS: json.dumps(source.chunks)} if source.chunks else {})
+    by_torch: dict[str, list[rules.Piece]] = {name: [] for name in shapes}
+    for piece in pieces:
+        by_torch[piece.torch].append(piece)
+    layout = {name: (tensor_dtypes.get(name, "int64"), shape) for name, shape in shapes.items()}
+    stored, converted = Buffer(), Buffer()
+    with open(output / WEIGHTS_NAME, "xb") as file:
+        file.write(safetensors_file.header(layout, metadata))
+        for name, stacked in by_torch.items():
+            for piece in stacked:
+                official = source.tensors[piece.official].read(stored)
+                rows = piece.transform.to_torch(official)
+                rows = converted.copy(rows, tensor_dtypes[name])
+                observe(piece.official, rows)
+                file.write(as_bytes(rows))
+            if not stacked:  # a BatchNorm's count of batches
+                file.write(bytes(8))
+    return output / WEIGHTS_NAME
+
+
+def _stacked_dtypes(
+    source: Checkpoint, pieces: list[rules.Piece], dtype: str | None
+) -> dict[str, str]:
+    """PyTorch name -> dtype in the output."""
+    result: dict[str, str] = {}
+    for piece in pieces:
+        found = dtype or source.tensors[piece.official].dtype
+        if result.setdefault(piece.torch, found) != found:
+            raise ValueError(
+                f"tensor {piece.official} is {found}, but what goes into {piece.torch} with it is "
+                f"{result[piece.torch]}; --dtype makes them equal"
+            )
+    return result
