@@ -1,0 +1,396 @@
+"""JAX's random streams in PyTorch: the same keys give the same bits, uniforms and Gumbel noise.
+
+Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key of
+two 32-bit words and a counter of two 32-bit words into two random words. JAX counts in two ways, and
+which one runs is the switch `jax_threefry_partitionable`:
+
+- original (False; the default while MaskGIT's code was written): n draws count 0..n-1, padded by one 0
+  when n is odd. The first half of the counts are the first words, the second half the second words;
+  all first outputs come before all second outputs. A draw therefore depends on n.
+- partitionable (True; the default since JAX 0.5): element i counts with the high and the low word of the
+  64-bit number i, and a 32-bit draw is the two outputs xor-ed. A draw does not depend on n.
+
+What is equal to JAX (checked against jax 0.10.2 on a CPU with fused multiply-add):
+
+- keys, splits, folds, bits, float32 uniforms: bit for bit, on every device.
+- float32 Gumbel noise: bit for bit equal to JAX **on a CPU**, for every one of the 2**23 values a
+  float32 uniform can take, because `_xla_log` repeats the steps of XLA's CPU logarithm; `torch.log`
+  gives another last bit for 23 % of these values. It is the same on every device, except on Apple's
+  MPS where multiply-add is not fused (then `torch.log`). JAX's own GPU and TPU backends have other
+  logarithms and differ from its CPU backend in last bits.
+- float64 Gumbel noise: to an ulp or two of each logarithm.
+
+On a CPU the work is done in chunks that stay in the cache. On other devices, and while torch.compile or
+torch.export trace, it is one expression on whole tensors without control flow on values, which Inductor
+fuses. Both give the same values. Key operations are many tiny ones: keep keys on the CPU, and let the
+draws move them (`device=`).
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+Device = torch.device | str | None  # where a draw is made; None: where the key is
+
+_WORD = 0xFFFFFFFF  # the largest 32-bit word
+_PARITY = 0x1BD11BDA  # the constant of Threefry's key schedule
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+# Elements of a chunk for each thread: enough to outweigh the cost of calling an operation on them (and
+# for torch to use its threads), few enough for the arrays at work to stay in a second-level cache.
+_CHUNK_PER_THREAD = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Key:
+    """One or more keys, like JAX's raw uint32 keys, and the way they count.
+
+    Attributes:
+      data: int64 [..., 2], each entry a word in [0, 2**32).
+      partitionable: which of JAX's two layouts every draw from this key follows.
+
+    Several keys (`data` of more than one axis) can be indexed and iterated, so that
+    `rng, sample_rng = split(rng)` reads as in JAX. A key is a pytree whose leaf is `data`.
+    """
+
+    data: Tensor
+    partitionable: bool = False
+
+    @classmethod
+    def from_words(cls, words: object, partitionable: bool = False) -> "Key":
+        """The key of given words, e.g. `np.asarray(jax_key)` or `[hi, lo]`.
+
+        Raises ValueError unless `words` are integers in [0, 2**32) whose last axis has size 2.
+        """
+        array = words.cpu().numpy() if isinstance(words, Tensor) else np.asarray(words)
+        if array.shape[-1:] != (2,) or array.dtype.kind not in "iu":
+            found = f"shape {array.shape}, dtype {array.dtype}"
+            raise ValueError(f"key words: found {found}; need integers of shape [..., 2]")
+        if array.size and (array.min() < 0 or array.max() > _WORD):
+            raise ValueError(f"key words {array.ravel().tolist()[:8]}: each must be in [0, 2**32)")
+        return cls(torch.from_numpy(array.astype(np.int64)), partitionable)
+
+    def to(self, device: torch.device | str) -> "Key":
+        return Key(self.data.to(device), self.partitionable)
+
+    def __getitem__(self, index) -> "Key":
+        if self.data.ndim < 2:
+            raise IndexError("a single key cannot be indexed; split it first")
+        return Key(self.data[index], self.partitionable)
+
+    def __len__(self) -> int:
+        return self.data.shape[0] if self.data.ndim > 1 else 1
+
+    def __iter__(self) -> Iterator["Key"]:
+        if self.data.ndim < 2:
+            raise TypeError("a single key cannot be iterated; split it first")
+        return (Key(data, self.partitionable) for data in self.data.unbind())
+
+
+_pytree.register_pytree_node(
+    Key,
+    lambda key: ([key.data], key.partitionable),
+    lambda leaves, partitionable: Key(*leaves, partitionable),
+    serialized_type_name="maskgit_pt.libml.jax_random.Key",
+)
+
+
+def PRNGKey(seed: int, partitionable: bool = False) -> Key:  # noqa: N802 (JAX's name)
+    """The key of an integer seed: `[seed >> 32, seed & 0xffffffff]`.
+
+    Seeds of 32 bits, in [-2**31, 2**32), give JAX's default key: the high word is 0, also for negative
+    ones (-1 is [0, 0xffffffff]). Longer seeds give JAX's key in its 64-bit mode, from the two's
+    complement (2**40 + 123 is [256, 123]); without that mode JAX drops the high word, [0, 123].
+    For a negative 32-bit seed of the 64-bit mode use `Key.from_words([0xffffffff, seed & 0xffffffff])`.
+
+    Raises TypeError if `seed` is no integer, ValueError if it is outside [-2**63, 2**63), like JAX.
+    """
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"seed {seed!r}: need an integer")
+    seed = operator.index(seed)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed {seed}: need an integer in [-2**63, 2**63)")
+    high = 0 if -(2**31) <= seed < 2**32 else seed >> 32 & _WORD
+    return Key(torch.tensor([high, seed & _WORD]), partitionable)
+
+
+def split(key: Key, num: int = 2) -> Key:
+    """`num` new keys: data [num, 2]."""
+    if num < 0:
+        raise ValueError(f"split into {num} keys: need a number of at least 0")
+    first, second = _threefry(_words_of(key), *_counters(key, range(num), 2 * num))
+    if key.partitionable:
+        pairs = torch.stack([first, second], dim=-1)
+    else:
+        pairs = torch.cat([first, second]).reshape(num, 2)
+    return Key(pairs.to(torch.int64) & _WORD, key.partitionable)
+
+
+def fold_in(key: Key, data: int) -> Key:
+    """A new key from `key` and a number in [0, 2**32), the same for both layouts.
+
+    Raises ValueError for a number outside that range (JAX: OverflowError).
+    """
+    if not 0 <= data <= _WORD:
+        raise ValueError(f"fold_in of {data}: need an integer in [0, 2**32)")
+    count = torch.full((1,), data, dtype=torch.int64, device=key.data.device).to(torch.int32)
+    words = torch.cat(_threefry(_words_of(key), torch.zeros_like(count), count))
+    return Key(words.to(torch.int64) & _WORD, key.partitionable)
+
+
+def random_bits(
+    key: Key, shape: Sequence[int], bit_width: int = 32, device: Device = None
+) -> Tensor:
+    """Uniform bits as int64: values in [0, 2**32), or for `bit_width` 64 the bit pattern itself."""
+    if bit_width == 64:
+        return _bits64(key, shape, device)
+    if bit_width != 32:
+        raise ValueError(f"bit_width {bit_width}: need 32 or 64")
+    return _draw(key, shape, torch.int64, lambda words: words.to(torch.int64) & _WORD, device)
+
+
+def uniform(
+    key: Key,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    minval: float = 0.0,
+    maxval: float = 1.0,
+    device: Device = None,
+) -> Tensor:
+    """Uniform numbers in [minval, maxval), float32 or float64 (else ValueError).
+
+    The top mantissa bits of a draw, scaled: `max(minval, u * (maxval - minval) + minval)`, which XLA
+    rounds once in float32. In float64 and another range than [0, 1) the last bit can differ.
+    """
+    _check_float(dtype)
+    if dtype == torch.float64:
+        unit = _unit64(_bits64(key, shape, device))
+        return (unit * (maxval - minval) + minval).clamp_min_(minval)
+    low = _f32(minval)
+    width = _f32(_f32(maxval) - low)
+
+    def scaled(words: Tensor) -> Tensor:
+        return _fma(_unit32(words), width, low).clamp_min_(low)
+
+    return _draw(key, shape, dtype, _unit32 if (low, width) == (0, 1) else scaled, device)
+
+
+def gumbel(
+    key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: Device = None
+) -> Tensor:
+    """Standard Gumbel noise -log(-log(u)) of uniforms in [tiny, 1), float32 or float64.
+
+    This is JAX's default mode ("low"): one draw a number. See the module's text on exactness.
+    """
+    _check_float(dtype)
+    if dtype == torch.float64:
+        u = _unit64(_bits64(key, shape, device)).clamp_min_(torch.finfo(dtype).tiny)
+        return torch.log(torch.log(u).neg_()).neg_()
+    return _draw(key, shape, dtype, _gumbel_of_words, device)
+
+
+def categorical(key: Key, logits: Tensor) -> Tensor:
+    """Draws an index along the last axis of unnormalized log probabilities.
+
+    Args:
+      key: one key; moved to the device of `logits`.
+      logits: [..., V], V > 0, float32 or float64 (else ValueError).
+
+    Returns: int64 [...], argmax(logits + Gumbel noise); the first one on ties, as in JAX.
+    """
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits of shape {list(logits.shape)}: need [..., V] with V > 0")
+    noise = gumbel(key, logits.shape, logits.dtype, logits.device)
+    return torch.argmax(noise + logits, dim=-1)
+
+
+# Threefry ------------------------------------------------------------------------------------------
+
+
+def _threefry(key_words: tuple[Tensor, Tensor], x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+    """20 rounds of Threefry-2x32 on int32 words that wrap; every tensor is int32, keys are 0-d.
+
+    A left rotation is x * 2**r + (x >>> 32 - r): torch has no unsigned shift (hence the mask), and
+    one multiply-add is cheaper than a shift and an or.
+    """
+    k0, k1 = key_words
+    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x0 = x0 + k0
+    x1 = x1 + k1
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x0 += x1
+            wrapped = (x1 >> (32 - rotation)).bitwise_and_((1 << rotation) - 1)
+            x1 = wrapped.add_(x1, alpha=1 << rotation).bitwise_xor_(x0)
+        x0 += schedule[(group + 1) % 3]
+        x1 += schedule[(group + 2) % 3] + (group + 1)
+    return x0, x1
+
+
+def _words_of(key: Key, device: Device = None) -> tuple[Tensor, Tensor]:
+    """The two words of a single key as 0-d int32 tensors."""
+    if key.data.shape != (2,):
+        raise ValueError(f"key data of shape {list(key.data.shape)}: need one key, shape [2]")
+    words = key.data.to(device=device, dtype=torch.int32)
+    return words[0], words[1]
+
+
+def _counters(
+    key: Key, blocks: range, draws: int, device: Device = None
+) -> tuple[Tensor, Tensor]:
+    """Counter words, int32, of the blocks (pairs of outputs) `blocks` among those of all `draws`.
+
+    `draws` is the number of 32-bit draws; it matters only to the original layout.
+    """
+    device = key.data.device if device is None else device
+    index = torch.arange(blocks.start, blocks.stop, device=device)
+    if key.partitionable:
+        return (index >> 32).to(torch.int32), index.to(torch.int32)
+    if draws >= _WORD:  # JAX goes on with further keys from here
+        raise ValueError(f"{draws} draws from one key: the original layout has less than 2**32 - 1")
+    second = index + (draws + 1) // 2
+    if draws % 2:
+        second = second * (second < draws)  # the padding: the last count is 0
+    return index.to(torch.int32), second.to(torch.int32)
+
+
+def _draw(
+    key: Key,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    function: Callable[[Tensor], Tensor],
+    device: Device,
+) -> Tensor:
+    """`function` (elementwise, to `dtype`) of 32-bit draws, given to it as int32 words."""
+    size = _size(shape)
+    device = torch.device(key.data.device if device is None else device)
+    words = _words_of(key, device)
+    blocks = size if key.partitionable else (size + 1) // 2
+    if torch.compiler.is_compiling() or device.type != "cpu":
+        first, second = _threefry(words, *_counters(key, range(blocks), size, device))
+        draws = first ^ second if key.partitionable else torch.cat([first, second])[:size]
+        return function(draws).reshape(shape)
+    out = torch.empty(size, dtype=dtype)
+    chunk = _CHUNK_PER_THREAD * torch.get_num_threads()
+    for start in range(0, blocks, chunk):
+        part = range(start, min(start + chunk, blocks))
+        first, second = _threefry(words, *_counters(key, part, size))
+        if key.partitionable:
+            out[start : part.stop] = function(first ^ second)
+        else:
+            out[start : part.stop] = function(first)
+            rest = out[blocks + start : blocks + part.stop]  # without the padding, if any
+            rest.copy_(function(second)[: rest.numel()])
+    return out.reshape(shape)
+
+
+def _bits64(key: Key, shape: Sequence[int], device: Device) -> Tensor:
+    """64-bit draws as int64 bit patterns: the two outputs of a block are the high and low word."""
+    size = _size(shape)
+    device = key.data.device if device is None else device
+    counters = _counters(key, range(size), 2 * size, device)
+    high, low = _threefry(_words_of(key, device), *counters)
+    bits = high.to(torch.int64) << 32 | low.to(torch.int64) & _WORD
+    return bits.reshape(shape)
+
+
+def _size(shape: Sequence[int]) -> int:
+    if any(length < 0 for length in shape):
+        raise ValueError(f"shape {tuple(shape)}: lengths must be at least 0")
+    return math.prod(shape)
+
+
+# Floating point ------------------------------------------------------------------------------------
+
+
+def _f32(value: float) -> float:
+    return float(np.float32(value))
+
+
+def _check_float(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype {dtype}: random numbers are float32 or float64")
+
+
+def _unit32(words: Tensor) -> Tensor:
+    """int32 words to float32 in [0, 1): the top 23 bits, exactly as the mantissa of [1, 2) minus 1."""
+    return (words >> 9).bitwise_and_((1 << 23) - 1).to(torch.float32).mul_(2.0**-23)
+
+
+def _unit64(bits: Tensor) -> Tensor:
+    """int64 bit patterns to float64 in [0, 1): the top 52 bits."""
+    return (bits >> 12).bitwise_and_((1 << 52) - 1).to(torch.float64).mul_(2.0**-52)
+
+
+def _gumbel_of_words(words: Tensor) -> Tensor:
+    u = _unit32(words).clamp_min_(torch.finfo(torch.float32).tiny)
+    return _xla_log(_xla_log(u).neg_()).neg_()
+
+
+# Natural logarithm of the Cephes library (logf; Moshier): coefficients of the polynomial in
+# t = mantissa - 1 from t**8 down, and log(2) in two parts, of which the second has few bits.
+_LOG_POLYNOMIAL = (
+    *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1),
+    *(-1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1),
+    *(2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+)
+_LOG2_LOW = -2.12194440e-4
+_LOG2_HIGH = 0.693359375
+_SQRT_HALF_BITS = 0x3F3504F3  # float32 0.70710678
+_MANTISSA_BITS = 23
+
+
+def _xla_log(x: Tensor) -> Tensor:
+    """log(x), positive normal float32, with the roundings of XLA's CPU backend (jax 0.10.2).
+
+    x = 2**e * (1 + t) with 1 + t in [sqrt(1/2), sqrt(2)). XLA evaluates Cephes' polynomial as three
+    interleaved ones in t, joined by powers of t**3, all with fused multiply-add. (The products with
+    1/2 and with the high part of log(2) are exact, so that fusing these makes no difference.)
+    """
+    if x.device.type == "mps" and (torch.compiler.is_compiling() or not _fuses(x.device)):
+        return torch.log(x)  # no float64 there to emulate the fused operation with
+    bits = x.view(torch.int32)
+    exponent = (bits - _SQRT_HALF_BITS) >> _MANTISSA_BITS
+    t = torch.sub(bits, exponent, alpha=1 << _MANTISSA_BITS).view(torch.float32) - 1
+    e = exponent.to(torch.float32)
+    t2 = t * t
+    t3 = t2 * t
+    c = [_f32(coefficient) for coefficient in _LOG_POLYNOMIAL]
+    y = _fma(_fma(t, c[0], c[1]), t, c[2])
+    y = _fma(y, t3, _fma(_fma(t, c[3], c[4]), t, c[5]))
+    y = _fma(y, t3, _fma(_fma(t, c[6], c[7]), t, c[8]))
+    y = _fma(y, t3, e * _LOG2_LOW)
+    return (torch.sub(t, t2, alpha=0.5) + y).add_(e, alpha=_LOG2_HIGH)
+
+
+def _fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
+    """a * b + c in float32, rounded once. Floats must be float32 numbers.
+
+    Where torch's own operations do not fuse, and in traces (whose compiler decides), via float64: the
+    product is exact there, the sum nearly so. For all arguments that `gumbel` meets this is equal.
+    """
+    if torch.compiler.is_compiling() or not _fuses(a.device):
+        b, c = (v.to(torch.float64) if isinstance(v, Tensor) else v for v in (b, c))
+        return (a.to(torch.float64) * b + c).to(torch.float32)
+    return _fused(a, b, c)
+
+
+def _fused(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
+    # A scalar operand keeps torch's vector loop only if it is the single one: hence `alpha`.
+    c = c if isinstance(c, Tensor) else torch.full((), c, device=a.device)
+    return torch.addcmul(c, a, b) if isinstance(b, Tensor) else torch.add(c, a, alpha=b)
+
+
+@functools.cache
+def _fuses(device: torch.device) -> bool:
+    """Whether `_fused` rounds once on this device, tried in vector loops and their remainders."""
+    a = torch.full((211,), 1 + 2.0**-12, device=device)
+    minus = -(1 + 2.0**-11)  # a * a = 1 + 2**-11 + 2**-24, whose last bit a rounded product loses
+    tries = [_fused(a, b, c) for b in (a, 1 + 2.0**-12) for c in (minus, torch.full_like(a, minus))]
+    return all(bool((y == 2.0**-24).all()) for y in tries)

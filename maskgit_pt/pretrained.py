@@ -1,0 +1,189 @@
+"""Loading and saving of both nets as a folder: `config.json` and `model.safetensors`.
+
+The Hugging Face hub's convention, so that a folder can be uploaded as it is and loaded by its hub id.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+class PretrainedMixin:
+    """Adds `from_pretrained` and `save_pretrained` to an `nn.Module`.
+
+    The class brings `model_type`, `to_config()` and `from_config(dict)`.
+    """
+
+    model_type: str
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | os.PathLike,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Loads a model, in evaluation mode.
+
+        Args:
+          folder_or_hub_id: a folder that holds `config.json` and `model.safetensors`, or the id of such
+            a repository on the Hugging Face hub ("owner/name").
+          device: where to put the weights.
+          dtype: convert the weights to this; default: as stored.
+          revision: of the hub's repository.
+
+        Raises:
+          FileNotFoundError: no such folder or repository, or a file is missing in it.
+          ValueError: the configuration or a tensor does not fit this class; every missing, extra or
+            misshapen tensor is named.
+        """
+        folder = find_folder(folder_or_hub_id, revision)
+        config_path = folder / CONFIG_NAME
+        config = read_config(config_path)
+        found = config.pop("model_type", None)
+        if found != cls.model_type:
+            raise ValueError(
+                f"{config_path}: model_type is {found!r}; {cls.__name__} reads {cls.model_type!r}"
+            )
+        try:
+            with torch.device("meta"):
+                model = cls.from_config(config)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{config_path}: not a {cls.__name__} configuration: {error}") from None
+        load_weights(model, folder / WEIGHTS_NAME, device)
+        return model.to(dtype=dtype).eval() if dtype else model.eval()
+
+    def save_pretrained(
+        self, folder: str | os.PathLike, *, metadata: dict[str, str] | None = None
+    ) -> None:
+        """Writes `config.json` and `model.safetensors` into `folder`, made if missing.
+
+        Each file is written under a temporary name and then renamed.
+
+        Args:
+          folder: where to.
+          metadata: strings to store in the header of the weights.
+        """
+        import safetensors.torch
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Channels-last convolution weights are stored in plain order.
+        state = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        data = safetensors.torch.save(state, {"format": "pt"} | (metadata or {}))
+        config = {"model_type": self.model_type} | self.to_config()
+        write_atomically(folder / WEIGHTS_NAME, data)
+        write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def find_folder(folder_or_hub_id: str | os.PathLike, revision: str | None = None) -> Path:
+    """Returns the folder itself, or downloads the hub's repository and returns its local copy."""
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(
+            f"{folder} is a file; from_pretrained reads folders with {CONFIG_NAME} and {WEIGHTS_NAME} "
+            f"(python -m convert --input={folder} --output=FOLDER makes one)"
+        )
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(folder_or_hub_id), revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]
+            )
+        )
+    except Exception as error:  # the hub's client raises many kinds, all of which mean this:
+        raise FileNotFoundError(
+            f"{folder_or_hub_id}: no such folder, and not to be had from the Hugging Face hub "
+            f"({type(error).__name__})"
+        ) from error
+
+
+def read_config(path: Path) -> dict:
+    """Reads a `config.json`; ValueError if it holds no JSON object."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; a model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: holds a JSON {type(config).__name__}; accepted: an object")
+    return config
+
+
+def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> None:
+    """Fills `model`, which may be on the meta device, with the tensors of a safetensors file.
+
+    Raises:
+      FileNotFoundError, ValueError: see `PretrainedMixin.from_pretrained`.
+    """
+    import safetensors
+    import safetensors.torch
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; a model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+    try:
+        state = safetensors.torch.load_file(path, device=str(device))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from None
+    expected = model.state_dict()
+    problems = _mismatches(expected, state)
+    if problems:
+        raise ValueError(f"{path}: does not fit its {CONFIG_NAME}: {problems}")
+    model.load_state_dict(state, assign=True)  # keeps the dtype of the file
+    _restore_memory_format(model, expected)
+
+
+def _restore_memory_format(model: nn.Module, expected: dict[str, Tensor]) -> None:
+    """Gives the loaded weights the memory order of the model as built (channels last in the VQVAE)."""
+    for name, parameter in model.named_parameters():
+        if not expected[name].is_contiguous():
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _mismatches(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """Says in one line what is missing, extra or of the wrong shape; empty if nothing is."""
+    wrong = [
+        f"{name} has shape {list(found[name].shape)} instead of {list(expected[name].shape)}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name].shape != found[name].shape
+    ]
+    parts = [
+        ("missing", sorted(expected.keys() - found.keys())),
+        ("extra", sorted(found.keys() - expected.keys())),
+        ("misshapen", wrong),
+    ]
+    return "; ".join(f"{what} {_abbreviate(names)}" for what, names in parts if names)
+
+
+def _abbreviate(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes `data` under a temporary name beside `path`, then renames: whole or not at all."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
