@@ -1,7 +1,8 @@
 """What every command line of the project shares: parsing, `--help`, and errors in one line.
 
-Each program owns a `flags.FlagValues()`, so that two programs can be imported by one process although
-both have, say, a flag `--output`. Exit codes: 0 success, 1 a problem with the input, 2 wrong usage.
+Each program owns a `flags.FlagValues()`, so that two programs can be imported by one process
+although both have, say, a flag `--output`. Exit codes: 0 success, 1 a problem with the input, 2
+wrong usage.
 """
 
 import sys
@@ -24,14 +25,15 @@ def run(
     """Parses `argv` into `flag_values`, runs `main` and returns the exit code.
 
     Args:
-      main: called without arguments after parsing; its return value (None means 0) is the exit code.
+      main: called without arguments after parsing; its return value (None means 0) is the exit
+        code.
       flag_values: the program's own flags.
       program: how a user calls it, e.g. "python -m convert"; opens usage and error lines.
       usage: what it does, with examples; printed by `--help`.
       argv: arguments without the program's name; default: `sys.argv[1:]`.
 
-    `ValueError`, `OSError` and `ImportError` (a missing extra) count as a problem with the input: one
-    line on standard error. Anything else is a bug and keeps its traceback.
+    `ValueError`, `OSError` and `ImportError` (a missing extra) count as a problem with the input:
+    one line on standard error. Anything else is a bug and keeps its traceback.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if any(arg in ("-h", "--help", "-help", "--helpfull") for arg in argv):

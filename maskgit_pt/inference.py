@@ -49,7 +49,8 @@ class ImageNet_class_conditional_generator:  # noqa: N801, the official name
             raise ValueError(
                 f"a transformer with {self.transformer_codebook_size} ids and "
                 f"{self.transformer_block_size} positions does not fit a tokenizer of "
-                f"{self.codebook_size} codes; accepted: codes + classes + 1 ids, side**2 + 1 positions"
+                f"{self.codebook_size} codes; accepted: codes + classes + 1 ids, "
+                "side**2 + 1 positions"
             )
 
     @classmethod
@@ -201,8 +202,9 @@ class ImageNet_class_conditional_generator:  # noqa: N801, the official name
         latent_mask = torch.zeros(image_tokens.shape, device=self.device)
         latent_mask[:, self._tokens(bbox.top, bbox.height), self._tokens(bbox.left, bbox.width)] = 1
         tokens = self.create_input_tokens_normal(target_label)  # class, then all masked
-        tokens[:, 1:] = torch.where(latent_mask == 1, tokens[:, 1:].view_as(image_tokens), image_tokens
-                                    ).flatten(1)
+        tokens[:, 1:] = torch.where(
+            latent_mask == 1, tokens[:, 1:].view_as(image_tokens), image_tokens
+        ).flatten(1)
         return latent_mask, tokens
 
     def _tokens(self, start: int, length: int) -> slice:

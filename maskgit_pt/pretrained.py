@@ -1,6 +1,7 @@
 """Loading and saving of both nets as a folder: `config.json` and `model.safetensors`.
 
-The Hugging Face hub's convention, so that a folder can be uploaded as it is and loaded by its hub id.
+The Hugging Face hub's convention, so that a folder can be uploaded as it is and loaded by its hub
+id.
 """
 
 import json
@@ -36,8 +37,8 @@ class PretrainedMixin:
         """Loads a model, in evaluation mode.
 
         Args:
-          folder_or_hub_id: a folder that holds `config.json` and `model.safetensors`, or the id of such
-            a repository on the Hugging Face hub ("owner/name").
+          folder_or_hub_id: a folder that holds `config.json` and `model.safetensors`, or the id of
+            such a repository on the Hugging Face hub ("owner/name").
           device: where to put the weights.
           dtype: convert the weights to this; default: as stored.
           revision: of the hub's repository.
@@ -59,7 +60,9 @@ class PretrainedMixin:
             with torch.device("meta"):
                 model = cls.from_config(config)
         except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{config_path}: not a {cls.__name__} configuration: {error}") from None
+            raise ValueError(
+                f"{config_path}: not a {cls.__name__} configuration: {error}"
+            ) from None
         load_weights(model, folder / WEIGHTS_NAME, device)
         return model.to(dtype=dtype).eval() if dtype else model.eval()
 
@@ -93,8 +96,8 @@ def find_folder(folder_or_hub_id: str | os.PathLike, revision: str | None = None
         return folder
     if folder.exists():
         raise ValueError(
-            f"{folder} is a file; from_pretrained reads folders with {CONFIG_NAME} and {WEIGHTS_NAME} "
-            f"(python -m convert --input={folder} --output=FOLDER makes one)"
+            f"{folder} is a file; from_pretrained reads folders with {CONFIG_NAME} and "
+            f"{WEIGHTS_NAME} (python -m convert --input={folder} --output=FOLDER makes one)"
         )
     import huggingface_hub
 
@@ -114,7 +117,9 @@ def find_folder(folder_or_hub_id: str | os.PathLike, revision: str | None = None
 def read_config(path: Path) -> dict:
     """Reads a `config.json`; ValueError if it holds no JSON object."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; a model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+        raise FileNotFoundError(
+            f"{path}: missing; a model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -134,7 +139,9 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
     import safetensors.torch
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; a model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+        raise FileNotFoundError(
+            f"{path}: missing; a model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
+        )
     try:
         state = safetensors.torch.load_file(path, device=str(device))
     except safetensors.SafetensorError as error:

@@ -20,7 +20,9 @@ class Bbox:
 
     def __post_init__(self):
         if min(self.top, self.left) < 0 or min(self.height, self.width) < 1:
-            raise ValueError(f"{self}: top and left must be at least 0, height and width at least 1")
+            raise ValueError(
+                f"{self}: top and left must be at least 0, height and width at least 1"
+            )
 
     @classmethod
     def parse(cls, text: str) -> "Bbox":

@@ -143,7 +143,9 @@ def entropy_loss(affinity: Tensor, loss_type: str = "softmax", temperature: floa
     return sample_entropy - avg_entropy
 
 
-def discriminator_loss(*, real_logit: Tensor, fake_logit: Tensor, loss_type: str = "hinge") -> Tensor:
+def discriminator_loss(
+    *, real_logit: Tensor, fake_logit: Tensor, loss_type: str = "hinge"
+) -> Tensor:
     """The discriminator's loss, "hinge" or "non-saturating"; ValueError for another type."""
     if loss_type == "hinge":
         real_loss, fake_loss = F.relu(1.0 - real_logit), F.relu(1.0 + fake_logit)

@@ -8,9 +8,7 @@ from torch import Tensor
 METHODS = ("uniform", "pow<exponent>, e.g. pow2.5", "cosine", "log", "exp")
 
 
-def schedule(
-    ratio: float | Tensor, total_unknown: int | Tensor, method: str = "cosine"
-) -> Tensor:
+def schedule(ratio: float | Tensor, total_unknown: int | Tensor, method: str = "cosine") -> Tensor:
     """The share of tokens to mask, which falls from 1 to 0 as `ratio` rises from 0 to 1.
 
     Args:

@@ -1,7 +1,8 @@
-"""Parallel decoding (official `libml/parallel_decode.py`; Chang et al. 2022, section 3.2, "iterative decoding").
+"""Parallel decoding (official `libml/parallel_decode.py`; Chang et al. 2022, section 3.2,
+"iterative decoding").
 
-Every step predicts all masked tokens at once, keeps the most confident and masks the others again. The
-loop has static shapes and never waits for the device.
+Every step predicts all masked tokens at once, keeps the most confident and masks the others again.
+The loop has static shapes and never waits for the device.
 
 Axes: B batch, N tokens, K codes.
 """
@@ -31,7 +32,8 @@ def mask_by_random_topk(
       temperature: factor of the Gumbel noise on log(probs); 0 is deterministic.
 
     Returns:
-      bool [B, N], True where masked. Fewer than `mask_len` on ties: all scores equal to the cut-off stay.
+      bool [B, N], True where masked. Fewer than `mask_len` on ties: all scores equal to the cut-off
+      stay.
     """
     noise = rng_lib.gumbel(rng, probs.shape, probs.dtype, probs.device)
     confidence = torch.log(probs) + temperature * noise
@@ -70,8 +72,8 @@ def decode(
 
     Args:
       inputs: integers [B, N]; `mask_token_id` where unknown, everything else is kept.
-      rng: `jax_random.PRNGKey(seed)` gives the tokens that JAX gives for this seed; a `torch.Generator`
-        (or None, the global one) gives PyTorch's own noise, faster.
+      rng: `jax_random.PRNGKey(seed)` gives the tokens that JAX gives for this seed; a
+        `torch.Generator` (or None, the global one) gives PyTorch's own noise, faster.
       tokens_to_logits: maps int64 [B, N] to float logits [B, N, K].
       mask_token_id: the id that marks unknown tokens.
       num_iter: T, the steps of the schedule.
@@ -80,8 +82,8 @@ def decode(
       mask_scheduling_method: see `mask_schedule.schedule`.
 
     Returns:
-      int64 [B, num_iter, N]: the whole guess of each step (row `num_iter - 1` is the result); the input
-      for steps before `start_iter`.
+      int64 [B, num_iter, N]: the whole guess of each step (row `num_iter - 1` is the result); the
+      input for steps before `start_iter`.
 
     Raises:
       ValueError: `inputs` is not 2-D, or the steps are not 0 <= start_iter < num_iter.
@@ -94,8 +96,8 @@ def decode(
         raise ValueError(f"start_iter {start_iter} is not in 0 ... num_iter - 1 = {num_iter - 1}")
     inputs = inputs.long()
     unknown_number_in_the_beginning = (inputs == mask_token_id).sum(-1)  # [B]
-    # float32, since the counts hang on the last bit: at T = 12 and 256 tokens step 8 masks 127, but 128 in
-    # float64.
+    # float32, since the counts hang on the last bit: at T = 12 and 256 tokens step 8 masks 127, but
+    # 128 in float64.
     mask_ratios = mask_schedule.decoding_schedule(
         num_iter, unknown_number_in_the_beginning, mask_scheduling_method
     ).to(inputs.device)  # [T, 1] or [T, B]

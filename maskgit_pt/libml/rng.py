@@ -1,7 +1,7 @@
 """One interface over the two sources of noise: a JAX key and a `torch.Generator`.
 
-With a key every draw is the one JAX makes; with a Generator (or None, PyTorch's global one) the draws are
-PyTorch's own and faster.
+With a key every draw is the one JAX makes; with a Generator (or None, PyTorch's global one) the
+draws are PyTorch's own and faster.
 """
 
 import torch
@@ -47,8 +47,8 @@ def categorical(rng: Rng, logits: Tensor, probs: Tensor) -> Tensor:
     """Draws from the categorical distribution of the last axis.
 
     Args:
-      rng: a key draws argmax(logits + gumbel) as JAX does; a Generator draws the same distribution as
-        argmax(probs / exponential), which needs no logarithms.
+      rng: a key draws argmax(logits + gumbel) as JAX does; a Generator draws the same distribution
+        as argmax(probs / exponential), which needs no logarithms.
       logits: float [..., K].
       probs: softmax(logits).
 

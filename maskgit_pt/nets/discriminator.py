@@ -19,7 +19,8 @@ _BINOMIAL_ROWS = {
 
 
 class BlurPool2D(nn.Module):
-    """Blurs and subsamples each channel (Zhang 2019, "Making convolutional networks shift-invariant again").
+    """Blurs and subsamples each channel (Zhang 2019, "Making convolutional networks shift-invariant
+    again").
 
     Raises:
       ValueError: a filter size other than 3 to 7, or padding other than SAME and VALID.

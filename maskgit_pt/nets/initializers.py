@@ -4,8 +4,8 @@ import math
 
 from torch import Tensor, nn
 
-# Standard deviation of a unit normal cut at 2 sigma: Flax divides by it so that the cut distribution
-# has the variance asked for.
+# Standard deviation of a unit normal cut at 2 sigma: Flax divides by it so that the cut
+# distribution has the variance asked for.
 _TRUNCATED_STD = 0.87962566103423978
 
 

@@ -16,16 +16,21 @@ LAYERNORM_EPSILON = 1e-12  # as BERT; torch's default is 1e-5
 
 
 class SelfAttention(nn.Module):
-    """Flax's `nn.SelfAttention`, which the official `Attention` holds under the name `self_attention`.
+    """Flax's `nn.SelfAttention`, which the official `Attention` holds under the name
+    `self_attention`.
 
     `qkv` is the three official projections in one: rows of the query, then the key, then the value;
     within each the head is the slower index.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout_rate: float, broadcast_dropout: bool):
+    def __init__(
+        self, hidden_size: int, num_heads: int, dropout_rate: float, broadcast_dropout: bool
+    ):
         super().__init__()
         if hidden_size % num_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
+            raise ValueError(
+                f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
+            )
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
         self.broadcast_dropout = broadcast_dropout
@@ -151,7 +156,9 @@ class Embed(nn.Module):
             raise ValueError(f"input_ids has {N} positions; this model has {max_N}")
         # OFFICIAL QUIRK: the mask id is -1 and reaches the table's last row by wrapping around, as
         # negative indices do in JAX.
-        rows = torch.where(input_ids < 0, input_ids + self.word_embeddings.num_embeddings, input_ids)
+        rows = torch.where(
+            input_ids < 0, input_ids + self.word_embeddings.num_embeddings, input_ids
+        )
         embeddings = self.word_embeddings(rows) + self.position_embeddings.weight[:N]  # [B, N, D]
         return self.dropout(self.embedding_hidden_mapping(self.embeddings_ln(embeddings)))
 

@@ -1,7 +1,7 @@
 """The tokenizer (official `nets/vqgan_tokenizer.py`): a VQGAN without attention.
 
-Images are [B, 3, H, W] in [0, 1] (not [-1, 1]); features [B, D, h, w] with h = H/16 for the published
-models; indices [B, h, w]. The official code is NHWC, this is NCHW.
+Images are [B, 3, H, W] in [0, 1] (not [-1, 1]); features [B, D, h, w] with h = H/16 for the
+published models; indices [B, h, w]. The official code is NHWC, this is NCHW.
 """
 
 from collections.abc import Callable
@@ -146,7 +146,9 @@ class _Quantizer(nn.Module):
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__()
         self.config = config.vqvae
-        self.codebook = nn.Parameter(torch.empty(self.config.codebook_size, self.config.embedding_dim))
+        self.codebook = nn.Parameter(
+            torch.empty(self.config.codebook_size, self.config.embedding_dim)
+        )
 
     def distances(self, x: Tensor) -> Tensor:
         """Squared distances [B, h, w, K] of features [B, D, h, w] to all codes, float32 or better."""
@@ -275,7 +277,9 @@ class VQVAE(PretrainedMixin, nn.Module):
         self.quantizer = QUANTIZERS[config.vqvae.quantizer](config)
         self.decoder = Decoder(config)
         self.reset_parameters()
-        self.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPU and CUDA
+        self.to(
+            memory_format=torch.channels_last
+        )  # what convolutions are fastest in, on CPU and CUDA
 
     def reset_parameters(self) -> None:
         """Official (Flax) initialisation: kernels LeCun normal, biases 0, codebook uniform."""
