@@ -16,7 +16,7 @@ from convert import dtypes, formats, infer, rules
 from convert.checkpoint import Checkpoint
 from convert.model_card import model_card
 from convert.output import check_output, replacing, synchronise
-from convert.tensors import Buffer
+from convert.tensors import Buffer, as_bytes, one_thread
 
 _HASH_BYTES = 2**20
 
@@ -117,7 +117,7 @@ def convert(
         check_output(output, writer.IS_FOLDER, overwrite)
         observer = _Observer(progress)
         # Hashing goes on beside the conversion; hashlib and file reading release the lock.
-        with replacing(output) as temporary, ThreadPoolExecutor(2) as threads:
+        with replacing(output) as temporary, ThreadPoolExecutor(2) as threads, one_thread():
             input_sha256 = threads.submit(sha256, source.path)
             weights = _write(writer.write, source, input, output, temporary, dtype, observer)
             output_sha256 = threads.submit(sha256, weights)
@@ -215,11 +215,10 @@ def _compare(
         found = written.tensors[name].read(buffers[2])
         same = found.shape == expected.shape and dtypes.name_of_torch(found.dtype) == kept
         # As whole numbers: NaN equals itself, and 0 is not -0.
-        if not same or not torch.equal(_bits(buffers[3].copy(found, kept)), _bits(expected)):
+        if not same or not np.array_equal(_bits(buffers[3].copy(found, kept)), _bits(expected)):
             raise ValueError(f"{failed} tensor {name} differs from {input}")
         progress(expected.nbytes)
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    by_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.view(by_size[tensor.element_size()])
+def _bits(tensor: Tensor) -> np.ndarray:
+    return np.frombuffer(as_bytes(tensor), f"u{tensor.element_size()}")

@@ -19,6 +19,7 @@ import ml_collections
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from convert import dtypes
 from maskgit_pt.nets.discriminator import Discriminator
@@ -265,10 +266,20 @@ def _expand(official: str, fields: dict) -> list[str]:
     return [before + option + after for option in options]
 
 
+class _WithoutInitialValues(TorchFunctionMode):
+    """Leaves out `nn.init`: on the meta device there is nothing to set, and `normal_` there imports
+    torch's compiler (2 seconds)."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
+
+
 @functools.lru_cache(maxsize=32)
 def _target(kind: str, config_json: str) -> tuple[dict[str, Shape], list[Piece], dict]:
     config = json.loads(config_json)
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialValues():
         model = build(kind, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # The class fills in what `config` leaves out.

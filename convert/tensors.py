@@ -5,9 +5,10 @@ than the copying itself, hence `Buffer`; a memory map would count every page it 
 hence plain reads.
 """
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from convert import dtypes
+
+_SLICE_BYTES = 2**17
 
 
 class Buffer:
@@ -31,8 +34,37 @@ class Buffer:
         return self._bytes[:size].view(dtypes.torch_dtype(dtype)).view(shape)
 
     def copy(self, tensor: Tensor, dtype: str) -> Tensor:
-        """A contiguous copy, maybe in another dtype, valid until the next call."""
-        return self.tensor(tuple(tensor.shape), dtype).copy_(tensor)
+        """The tensor in row-major order and in `dtype`; a copy only where that changes anything.
+
+        Valid until the next call. It is copied in slices along the axis that is slowest in memory
+        (kernel sizes and the like left aside), each small enough for the processor's cache: several
+        times as fast as copying a large transposed tensor at once.
+        """
+        if tensor.is_contiguous() and dtypes.name_of_torch(tensor.dtype) == dtype:
+            return tensor
+        target = self.tensor(tuple(tensor.shape), dtype)
+        long_axes = [axis for axis, size in enumerate(tensor.shape) if size > 8]
+        if not long_axes:
+            return target.copy_(tensor)
+        axis = max(long_axes, key=tensor.stride)
+        step = max(1, _SLICE_BYTES * tensor.shape[axis] // max(tensor.nbytes, 1))
+        for part, source in zip(target.split(step, axis), tensor.split(step, axis), strict=True):
+            part.copy_(source)
+        return target
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps PyTorch from sharing out small copies, bound by memory, among threads.
+
+    Waking its team costs more than it brings, the more so while other threads hash.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
