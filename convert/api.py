@@ -119,7 +119,10 @@ def convert(
         # Hashing goes on beside the conversion; hashlib and file reading release the lock.
         with replacing(output) as temporary, ThreadPoolExecutor(2) as threads, one_thread():
             input_sha256 = threads.submit(sha256, source.path)
-            weights = _write(writer.write, source, input, output, temporary, dtype, observer)
+            try:
+                weights = writer.write(source, temporary, dtype, observer)
+            except ValueError as error:
+                raise ValueError(f"{input}: {error}") from None
             output_sha256 = threads.submit(sha256, weights)
             on_disk = threads.submit(synchronise, weights)
             written_dtype = dtype or source.dtype
@@ -174,26 +177,6 @@ class _Observer:
             return ()
         names = rules.abbreviate(self.not_finite)
         return (f"{len(self.not_finite)} tensors hold NaN or infinity: {names}",)
-
-
-def _write(
-    write: Callable,
-    source: Checkpoint,
-    input: Path,
-    output: Path,
-    temporary: Path,
-    dtype: str | None,
-    observer: _Observer,
-) -> Path:
-    """Calls a format's `write` with errors that name the file that the user knows."""
-    try:
-        return write(source, temporary, dtype, observer)
-    except ValueError as error:
-        raise ValueError(f"{input}: {error}") from None
-    except OSError as error:
-        if error.filename is None and error.errno is None:  # ours, already says which
-            raise
-        raise OSError(f"{output}: cannot be written: {error.strerror}") from None
 
 
 def _compare(

@@ -55,17 +55,15 @@ class Checkpoint:
         return ", ".join(sorted({tensor.dtype for tensor in self.tensors.values()}))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Reads all into a PyTorch state dict."""
+        """Reads all into a PyTorch state dict.
+
+        Raises:
+          ValueError: official tensors that become one have different dtypes.
+        """
         shapes, pieces, _ = rules.target(self.kind, self.config)
-        # What no official tensor stands for: a BatchNorm's count of batches.
-        state = {name: torch.zeros((), dtype=torch.int64) for name in shapes}
+        found = {name: tensor.dtype for name, tensor in self.tensors.items()}
         buffer = Buffer()
-        for piece in pieces:
-            tensor = self.tensors[piece.official].read(buffer)
-            if piece.index == 0:
-                state[piece.torch] = torch.empty(piece.torch_shape, dtype=tensor.dtype)
-            piece.rows_of(state[piece.torch]).copy_(piece.transform.to_torch(tensor))
-        return state
+        return rules.fill(shapes, pieces, found, lambda name: self.tensors[name].read(buffer))
 
 
 def check_dtypes(tensors: dict[str, str]) -> None:

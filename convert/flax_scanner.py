@@ -229,7 +229,7 @@ class _Scanner:
         kind, length = self.header(path)
         if kind not in ("string", "bytes") or length > MAX_KEY_BYTES:
             self.fail(path, "a dtype must be a string")
-        dtype = printable(self.take(length, path).decode(errors="replace"))
+        dtype = self.take(length, path).decode(errors="replace")
         if dtype not in dtypes.NAMES:
             accepted = ", ".join(dtypes.NAMES)
             self.fail(path, f"dtype {dtype!r} is not supported; accepted: {accepted}")

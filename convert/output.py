@@ -29,7 +29,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A folder's files replace those of the same name in an existing folder; others there stay.
     On any error, an interruption included, what was made is removed.
+
+    Raises:
+      OSError: the system's reason why it cannot be written.
     """
+    path = Path(os.path.abspath(path))  # "." has no name
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -40,11 +44,13 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
         synchronise(path.parent)
-    except BaseException:
+    except BaseException as error:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # names the temporary file, or none
+            raise OSError(f"{path}: cannot be written: {error.strerror}") from None
         raise
 
 

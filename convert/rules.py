@@ -1,12 +1,8 @@
-"""The tables between official (Flax) and PyTorch names, and the two directions they are used in.
+"""Applies the `tables` between official and PyTorch names, in both directions.
 
-A row is: PyTorch module, official module, what the module is. Placeholders stand for numbers; three
-official modules in braces are stacked, in that order, along the first axis of one PyTorch tensor.
-What a module is says its tensors, each with a named transform. The tables are never searched by
-substring, and a transpose is never guessed from a rank.
-
-Conversion walks the tensors of the PyTorch module and fails on any without a rule; then every
-official tensor must have been used and every shape must agree (`close_books`).
+The tables are never searched by substring, and a transpose is never guessed from a rank. Conversion
+walks the tensors of the PyTorch module and fails on any without a rule; then every official tensor
+must have been used and every shape must agree (`close_books`).
 """
 
 import functools
@@ -22,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from convert import dtypes
+from convert.tables import TABLES, Transform
 from maskgit_pt.nets.discriminator import Discriminator
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
@@ -29,111 +26,6 @@ from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Transform:
-    """Both directions of one change of layout, as views: nothing is copied.
-
-    `to_official` also takes the number of attention heads, which PyTorch's shapes do not show.
-    """
-
-    name: str
-    to_torch: Callable[[Tensor], Tensor]
-    to_official: Callable[[Tensor, int], Tensor]
-
-
-IDENTITY = Transform("identity", lambda x: x, lambda x, heads: x)
-DENSE = Transform("dense: [in, out] <-> [out, in]", lambda x: x.mT, lambda x, heads: x.mT)
-CONV = Transform(
-    "conv: [H, W, in, out] <-> [out, in, H, W]",
-    lambda x: x.permute(3, 2, 0, 1),
-    lambda x, heads: x.permute(2, 3, 1, 0),
-)
-QKV_KERNEL = Transform(
-    "qkv kernel: [D, heads, D/heads] <-> [D, D]",
-    lambda x: x.flatten(1).mT,
-    lambda x, heads: x.mT.unflatten(1, (heads, -1)),
-)
-QKV_BIAS = Transform(
-    "qkv bias: [heads, D/heads] <-> [D]",
-    lambda x: x.flatten(),
-    lambda x, heads: x.unflatten(0, (heads, -1)),
-)
-OUT_KERNEL = Transform(
-    "attention out kernel: [heads, D/heads, D] <-> [D, D]",
-    lambda x: x.flatten(0, 1).mT,
-    lambda x, heads: x.mT.unflatten(0, (heads, -1)),
-)
-
-# What a module is: PyTorch tensor -> official collection, official tensor, transform.
-_BIAS = {"bias": ("params", "bias", IDENTITY)}
-_DENSE = {"weight": ("params", "kernel", DENSE)} | _BIAS
-_CONV = {"weight": ("params", "kernel", CONV)} | _BIAS
-_EMBED = {"weight": ("params", "embedding", IDENTITY)}
-_NORM = {
-    "weight": ("params", "scale", IDENTITY),
-    "running_mean": ("batch_stats", "mean", IDENTITY),
-    "running_var": ("batch_stats", "var", IDENTITY),
-} | _BIAS
-_QKV = {"weight": ("params", "kernel", QKV_KERNEL), "bias": ("params", "bias", QKV_BIAS)}
-_OUT = {"weight": ("params", "kernel", OUT_KERNEL)} | _BIAS
-_CODEBOOK = {"codebook": ("params", "codebook", IDENTITY)}
-
-# {i}: any number; {i+1}: one more; {norm}: GroupNorm, LayerNorm or BatchNorm;
-# {last}: the number of the Encoder's or Decoder's last convolution.
-_ATTENTION = "TransformerLayer_{i}/Attention_0"
-TABLES = {
-    "transformer": [
-        ("embed.word_embeddings", "Embed_0/word_embeddings", _EMBED),
-        ("embed.position_embeddings", "Embed_0/position_embeddings", _EMBED),
-        ("embed.embeddings_ln", "Embed_0/embeddings_ln", _NORM),
-        ("embed.embedding_hidden_mapping", "Embed_0/embedding_hidden_mapping", _DENSE),
-        (
-            "layers.{i}.attention.self_attention.qkv",
-            _ATTENTION + "/self_attention/{query,key,value}",
-            _QKV,
-        ),
-        ("layers.{i}.attention.self_attention.out", _ATTENTION + "/self_attention/out", _OUT),
-        ("layers.{i}.attention.attention_output_ln", _ATTENTION + "/attention_output_ln", _NORM),
-        (
-            "layers.{i}.mlp.intermediate_output",
-            "TransformerLayer_{i}/Mlp_0/intermediate_output",
-            _DENSE,
-        ),
-        ("layers.{i}.mlp.layer_output", "TransformerLayer_{i}/Mlp_0/layer_output", _DENSE),
-        ("layers.{i}.mlp.layer_output_ln", "TransformerLayer_{i}/Mlp_0/layer_output_ln", _NORM),
-        ("mlm_layer.mlm_dense", "MlmLayer_0/mlm_dense", _DENSE),
-        ("mlm_layer.mlm_ln", "MlmLayer_0/mlm_ln", _NORM),
-        ("mlm_layer.mlm_bias", "MlmLayer_0/mlm_bias", _BIAS),
-    ],
-    "tokenizer": [
-        *(
-            row
-            for half in ("encoder", "decoder")
-            for row in (
-                (f"{half}.conv_in", f"{half}/Conv_0", _CONV),
-                (f"{half}.res_blocks.{{i}}.norm0", f"{half}/ResBlock_{{i}}/{{norm}}_0", _NORM),
-                (f"{half}.res_blocks.{{i}}.conv0", f"{half}/ResBlock_{{i}}/Conv_0", _CONV),
-                (f"{half}.res_blocks.{{i}}.norm1", f"{half}/ResBlock_{{i}}/{{norm}}_1", _NORM),
-                (f"{half}.res_blocks.{{i}}.conv1", f"{half}/ResBlock_{{i}}/Conv_1", _CONV),
-                (f"{half}.res_blocks.{{i}}.conv_shortcut", f"{half}/ResBlock_{{i}}/Conv_2", _CONV),
-                (f"{half}.downsample_convs.{{i}}", f"{half}/Conv_{{i+1}}", _CONV),
-                (f"{half}.upsample_convs.{{i}}", f"{half}/Conv_{{i+1}}", _CONV),
-                (f"{half}.norm_out", f"{half}/{{norm}}_0", _NORM),
-                (f"{half}.conv_out", f"{half}/Conv_{{last}}", _CONV),
-            )
-        ),
-        ("quantizer", "quantizer", _CODEBOOK),
-    ],
-    "discriminator": [
-        ("conv_in", "Conv_0", _CONV),
-        ("res_blocks.{i}.conv0", "ResBlock_{i}/Conv_0", _CONV),
-        ("res_blocks.{i}.conv_shortcut", "ResBlock_{i}/Conv_1", _CONV),
-        ("res_blocks.{i}.conv1", "ResBlock_{i}/Conv_2", _CONV),
-        ("conv_out", "Conv_1", _CONV),
-        ("dense0", "Dense_0", _DENSE),
-        ("dense1", "Dense_1", _DENSE),
-    ],
-}
 MODEL_CLASSES = {"transformer": Transformer, "tokenizer": VQVAE, "discriminator": Discriminator}
 NORM_NAMES = {"GN": "GroupNorm", "LN": "LayerNorm", "BN": "BatchNorm"}
 # PyTorch counts the batches a BatchNorm has seen, Flax does not; with a fixed momentum nobody asks.
@@ -257,7 +149,7 @@ def _find_row(kind: str, module: str) -> tuple[str, dict] | None:
 
 
 def _expand(official: str, fields: dict) -> list[str]:
-    """"a/{query,key}" -> ["a/query", "a/key"]; "a/{norm}_0" -> ["a/GroupNorm_0"]."""
+    """ "a/{query,key}" -> ["a/query", "a/key"]; "a/{norm}_0" -> ["a/GroupNorm_0"]."""
     before, brace, rest = official.partition("{")
     if not brace:
         return [official]
@@ -336,9 +228,26 @@ def close_books(expected: Mapping[str, Shape], found: Mapping[str, Shape], of: s
 
 
 def abbreviate(items: list[str], limit: int = 4) -> str:
-    """"a, b, c, d and 7 more"."""
+    """ "a, b, c, d and 7 more"."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more
+
+
+def stacked_dtypes(pieces: Iterable[Piece], found: Mapping[str, str]) -> dict[str, str]:
+    """Official name -> dtype to PyTorch name -> dtype.
+
+    Raises:
+      ValueError: official tensors that become one have different dtypes.
+    """
+    result: dict[str, str] = {}
+    for piece in pieces:
+        dtype = found[piece.official]
+        if result.setdefault(piece.torch, dtype) != dtype:
+            raise ValueError(
+                f"tensor {piece.official} is {dtype}, but what goes into {piece.torch} with it is "
+                f"{result[piece.torch]}; --dtype makes them equal"
+            )
+    return result
 
 
 def to_torch(flat: Mapping[str, np.ndarray], kind: str, config: dict) -> dict[str, Tensor]:
@@ -361,12 +270,34 @@ def to_torch(flat: Mapping[str, np.ndarray], kind: str, config: dict) -> dict[st
         {name: np.shape(array) for name, array in flat.items()},
         f"this {kind}",
     )
-    state = {name: torch.zeros((), dtype=torch.int64) for name in shapes}
+    found = {name: dtypes.name_of(np.asarray(array).dtype) for name, array in flat.items()}
+    return fill(shapes, pieces, found, lambda name: dtypes.to_tensor(np.asarray(flat[name])))
+
+
+def fill(
+    shapes: Mapping[str, Shape],
+    pieces: list[Piece],
+    found: Mapping[str, str],
+    read: Callable[[str], Tensor],
+) -> dict[str, Tensor]:
+    """Makes a PyTorch state dict.
+
+    Args:
+      shapes, pieces: of `target`.
+      found: official name -> dtype.
+      read: official name -> tensor in official layout, needed until the next call.
+
+    Raises:
+      ValueError: see `stacked_dtypes`.
+    """
+    dtype_of = stacked_dtypes(pieces, found)
+    # What no official tensor stands for, a BatchNorm's count of batches, is int64 and stays 0.
+    state = {
+        name: torch.zeros(shape, dtype=dtypes.torch_dtype(dtype_of.get(name, "int64")))
+        for name, shape in shapes.items()
+    }
     for piece in pieces:
-        tensor = dtypes.to_tensor(np.asarray(flat[piece.official]))
-        if piece.index == 0:
-            state[piece.torch] = torch.empty(piece.torch_shape, dtype=tensor.dtype)
-        piece.rows_of(state[piece.torch]).copy_(piece.transform.to_torch(tensor))
+        piece.rows_of(state[piece.torch]).copy_(piece.transform.to_torch(read(piece.official)))
     return state
 
 

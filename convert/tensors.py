@@ -82,7 +82,10 @@ class OpenFile:
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fills `target`; OSError if the file ends before."""
         while target:
-            count = os.preadv(self._file.fileno(), [target], offset)
+            try:
+                count = os.preadv(self._file.fileno(), [target], offset)
+            except OSError as error:
+                raise OSError(f"{self.path}: cannot be read: {error.strerror}") from None
             if not count:
                 raise OSError(f"{self.path}: became shorter while it was read")
             target, offset = target[count:], offset + count

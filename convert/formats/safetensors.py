@@ -21,6 +21,7 @@ NAME = "safetensors"
 DESCRIPTION = f"folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or a bare .safetensors file"
 IS_FOLDER = True
 
+MAX_CONFIG_BYTES = 2**20
 DEFAULT_HEADS = 16  # of Google's models
 ORDER, CHUNKS, CONFIG = "official_order", "official_chunks", "maskgit_config"  # metadata
 
@@ -79,6 +80,8 @@ def _stated_config(weights: Path, metadata: dict[str, str]) -> tuple[dict, str]:
     """The configuration that stands beside the weights, else in their metadata, else {}."""
     beside = weights.parent / CONFIG_NAME
     if weights.name == WEIGHTS_NAME and beside.is_file():
+        if (size := beside.stat().st_size) > MAX_CONFIG_BYTES:
+            raise ValueError(f"{beside}: {size:,} bytes; accepted: {MAX_CONFIG_BYTES:,}")
         return read_config(beside), str(beside)
     try:
         stated = json.loads(metadata.get(CONFIG, "{}"))
@@ -158,7 +161,9 @@ def write(
     """
     shapes, pieces, config = rules.target(source.kind, source.config)
     config = {"model_type": rules.model_type(source.kind)} | config
-    tensor_dtypes = _stacked_dtypes(source, pieces, dtype)
+    tensor_dtypes = rules.stacked_dtypes(
+        pieces, {name: dtype or tensor.dtype for name, tensor in source.tensors.items()}
+    )
     output.mkdir()
     (output / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     metadata = {
@@ -183,18 +188,3 @@ def write(
             if not stacked:  # a BatchNorm's count of batches
                 file.write(bytes(8))
     return output / WEIGHTS_NAME
-
-
-def _stacked_dtypes(
-    source: Checkpoint, pieces: list[rules.Piece], dtype: str | None
-) -> dict[str, str]:
-    """PyTorch name -> dtype in the output."""
-    result: dict[str, str] = {}
-    for piece in pieces:
-        found = dtype or source.tensors[piece.official].dtype
-        if result.setdefault(piece.torch, found) != found:
-            raise ValueError(
-                f"tensor {piece.official} is {found}, but what goes into {piece.torch} with it is "
-                f"{result[piece.torch]}; --dtype makes them equal"
-            )
-    return result

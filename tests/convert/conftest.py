@@ -1,0 +1,36 @@
+"""Fixtures: the recorded official checkpoints and a miniature one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from convert_samples import KINDS, MINIATURE, OFFICIAL, seeded_flat, write_flax
+
+from convert import flax_msgpack
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def google_file(kind) -> Path:
+    """Google's format, as recorded: `tiny_{transformer,tokenizer}_checkpoint`."""
+    return OFFICIAL / f"tiny_{kind}_checkpoint"
+
+
+@pytest.fixture
+def flat(google_file) -> dict[str, np.ndarray]:
+    return dict(flax_msgpack.flatten(flax_msgpack.loads(google_file.read_bytes())))
+
+
+@pytest.fixture
+def miniature_flat() -> dict[str, np.ndarray]:
+    return seeded_flat("transformer", MINIATURE)
+
+
+@pytest.fixture
+def miniature(tmp_path, miniature_flat) -> Path:
+    """A Google-format file of a few kilobytes."""
+    return write_flax(tmp_path / "miniature_checkpoint", miniature_flat)
