@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -81,8 +82,8 @@ class JaxCode:
     def float64(self) -> Iterator[None]:
         """JAX in float64, the transformer's last addition included.
 
-        `Bias` casts to its `dtype`, float32 unless told otherwise, and nothing official tells it: for
-        the time of this context the name stands for the class with dtype float64.
+        `Bias` casts to its `dtype`, float32 unless told otherwise, and nothing official tells it.
+        Within this context the name stands for the class with dtype float64.
         """
         module = self.maskgit_transformer
         bias = module.Bias
@@ -106,6 +107,17 @@ def jax_options(x64: bool | None = None, partitionable: bool | None = None) -> I
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit` without constant folding.
+
+    The tokenizer's average pooling divides by a pooled array of ones, which XLA would evaluate while
+    compiling: at 512 pixels that takes minutes.
+    """
+    if "compiler_options" in inspect.signature(jax.jit).parameters:
+        options["compiler_options"] = {"xla_disable_hlo_passes": "constant_folding"}
+    return jax.jit(function, **options)
 
 
 def load_reference() -> JaxCode:

@@ -4,8 +4,8 @@ It was written for the JAX of 2022; what today's JAX or the machine lacks is sup
 modules load, and is gone from the process afterwards:
 
 - `jax.numpy.DeviceArray`, a type annotation in parallel_decode.py, is `jax.Array`;
-- the released nets/discriminator.py ends in a stray unfinished line and cannot be imported: the line
-  is left out in memory, the file stays as it is;
+- the released nets/discriminator.py ends in a stray unfinished line and cannot be imported: it is
+  left out in memory, the file stays as it is;
 - tensorflow, requests and matplotlib, imported for reading and showing files, are empty modules
   where they are not installed.
 

@@ -116,9 +116,7 @@ def generator_loss(*, fake_logit: jax.Array, loss_type: str = "hinge") -> jax.Ar
         return -jnp.mean(fake_logit)
     if loss_type == "non-saturating":
         return jnp.mean(
-            sigmoid_cross_entropy_with_logits(
-                labels=jnp.ones_like(fake_logit), logits=fake_logit
-            )
+            sigmoid_cross_entropy_with_logits(labels=jnp.ones_like(fake_logit), logits=fake_logit)
         )
     raise ValueError(f"generator loss {loss_type!r}: 'hinge' or 'non-saturating'")
 
