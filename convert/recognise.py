@@ -87,8 +87,8 @@ def _describe_text(head: bytes) -> str | None:
     try:
         text = head.decode("utf-8-sig").lstrip().lower()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else the cut went through a character
-            return None
+        if len(head) < HEAD_BYTES or error.start < len(head) - 3:
+            return None  # else the cut after HEAD_BYTES went through a character
         text = head[: error.start].decode("utf-8-sig").lstrip().lower()
     if not text.isprintable() and any(not (c.isprintable() or c in "\r\n\t") for c in text):
         return None

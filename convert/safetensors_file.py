@@ -42,6 +42,8 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...], int]]
         raise ValueError("its header is nested too deeply") from None
     except UnicodeDecodeError:
         raise ValueError("its header is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"its header is not JSON: {error}") from None
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
         raise ValueError(f"its header is no JSON object of at most {MAX_TENSORS:,} tensors")
     metadata = header.pop("__metadata__", {})

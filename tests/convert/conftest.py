@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from convert_samples import KINDS, MINIATURE, OFFICIAL, seeded_flat, write_flax
 
-from convert import flax_msgpack
+from convert import flax_msgpack, rules, tables
 
 
 @pytest.fixture(params=KINDS)
@@ -34,3 +34,27 @@ def miniature_flat() -> dict[str, np.ndarray]:
 def miniature(tmp_path, miniature_flat) -> Path:
     """A Google-format file of a few kilobytes."""
     return write_flax(tmp_path / "miniature_checkpoint", miniature_flat)
+
+
+@pytest.fixture
+def change_row(monkeypatch):
+    """Puts a mistake into the transformer's table, for the length of a test."""
+
+    def change(module: str, stacked: str | None = None, leaves: dict | None = None) -> None:
+        rows = list(tables.TABLES["transformer"])
+        (index,) = [i for i, row in enumerate(rows) if row[0].endswith(module)]
+        torch_module, official, right = rows[index]
+        if stacked:
+            official = official.replace("query,key,value", stacked)
+        rows[index] = (torch_module, official, right | (leaves or {}))
+        monkeypatch.setitem(tables.TABLES, "transformer", rows)
+        _forget_tables()
+
+    yield change
+    monkeypatch.undo()
+    _forget_tables()
+
+
+def _forget_tables() -> None:
+    for cached in (rules._target, rules._patterns, rules._find_row):
+        cached.cache_clear()

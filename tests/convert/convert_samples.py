@@ -20,7 +20,6 @@ MINIATURE = {
 }
 
 
-
 def seeded_flat(kind: str, config: dict, seed: int = 0) -> dict[str, np.ndarray]:
     """Official arrays for a configuration, float32, no two numbers alike."""
     rng = np.random.default_rng(seed)

@@ -82,8 +82,9 @@ def test_configuration_is_inferred(model):
     assert found == rules.target(kind, config)[2]
 
 
-def test_round_trip(model):
-    kind, config = model
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "discriminator_wide"])
+def test_round_trip(name):
+    kind, config = MODELS[name]
     flat = seeded_flat(kind, config)
     state = rules.to_torch(flat, kind, config)
     module = rules.build(kind, config)
@@ -138,47 +139,25 @@ class TestLogits:
     def kind(self):
         return "transformer"
 
-    @pytest.fixture
-    def change_table(self, monkeypatch):
-        def change(module, official, leaves):
-            rows = tables.TABLES["transformer"]
-            assert any(row[0] == module for row in rows)
-            changed = [row if row[0] != module else (module, official, leaves) for row in rows]
-            monkeypatch.setitem(tables.TABLES, "transformer", changed)
-            clear_caches()
-
-        yield change
-        monkeypatch.undo()
-        clear_caches()
-
     def test_right(self, flat):
         assert logits_error(flat) < 1e-4
 
-    def test_swapped_query_and_key(self, flat, change_table):
-        row = next(row for row in tables.TABLES["transformer"] if "qkv" in row[0])
-        change_table(row[0], row[1].replace("query,key", "key,query"), row[2])
+    def test_swapped_query_and_key(self, flat, change_row):
+        change_row("qkv", stacked="key,query,value")
         assert logits_error(flat) > 1e-2
 
-    def test_forgotten_transpose(self, flat, change_table):
-        row = next(row for row in tables.TABLES["transformer"] if "mlm_dense" in row[0])
-        forgotten = {"weight": ("params", "kernel", tables.IDENTITY)}
-        change_table(row[0], row[1], row[2] | forgotten)
+    def test_forgotten_transpose(self, flat, change_row):
+        change_row("mlm_dense", leaves={"weight": ("params", "kernel", tables.IDENTITY)})
         assert logits_error(flat) > 1e-2
 
-    def test_head_as_the_faster_index(self, flat, change_table):
+    def test_head_as_the_faster_index(self, flat, change_row):
         wrong = tables.Transform(
             "wrong",
             lambda x: x.mT.flatten(1).mT,
             lambda x, heads: x.mT.unflatten(1, (-1, heads)).mT,
         )
-        row = next(row for row in tables.TABLES["transformer"] if "qkv" in row[0])
-        change_table(row[0], row[1], row[2] | {"weight": ("params", "kernel", wrong)})
+        change_row("qkv", leaves={"weight": ("params", "kernel", wrong)})
         assert logits_error(flat) > 1e-2
-
-
-def clear_caches():
-    for cached in (rules._target, rules._patterns, rules._find_row):
-        cached.cache_clear()
 
 
 def test_names_are_those_of_the_flax_reference(model):
