@@ -102,6 +102,7 @@ def decode(
         num_iter, unknown_number_in_the_beginning, mask_scheduling_method
     ).to(inputs.device)  # [T, 1] or [T, B]
     mask_lens = torch.floor(unknown_number_in_the_beginning * mask_ratios)  # [T, B]
+    mask_lens = mask_lens.nan_to_num(0.0)  # "exp" of nothing unknown
     temperatures = choice_temperature * mask_schedule.one_minus_ratios(num_iter)
     temperatures = temperatures.to(inputs.device)  # [T, 1]
 
