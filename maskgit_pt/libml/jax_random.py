@@ -1,29 +1,29 @@
 """JAX's random streams in PyTorch: the same keys give the same bits, uniforms and Gumbel noise.
 
-Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key of
-two 32-bit words and a counter of two 32-bit words into two random words. JAX counts in two ways, and
-which one runs is the switch `jax_threefry_partitionable`:
+Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key
+of two 32-bit words and a counter of two 32-bit words into two random words. JAX counts in two ways,
+chosen by its switch `jax_threefry_partitionable`:
 
-- original (False; the default while MaskGIT's code was written): n draws count 0..n-1, padded by one 0
-  when n is odd. The first half of the counts are the first words, the second half the second words;
-  all first outputs come before all second outputs. A draw therefore depends on n.
-- partitionable (True; the default since JAX 0.5): element i counts with the high and the low word of the
-  64-bit number i, and a 32-bit draw is the two outputs xor-ed. A draw does not depend on n.
+- original (False; the default while MaskGIT's code was written): n draws count 0..n-1, padded by
+  one 0 if n is odd. The first half of the counts are the first words, the second half the second
+  words; all first outputs come before all second outputs. A draw depends on n.
+- partitionable (True; the default since JAX 0.5): element i counts with the high and the low word
+  of the 64-bit number i; a 32-bit draw is the two outputs xor-ed. A draw does not depend on n.
 
 What is equal to JAX (checked against jax 0.10.2 on a CPU with fused multiply-add):
 
 - keys, splits, folds, bits, float32 uniforms: bit for bit, on every device.
-- float32 Gumbel noise: bit for bit equal to JAX **on a CPU**, for every one of the 2**23 values a
-  float32 uniform can take, because `_xla_log` repeats the steps of XLA's CPU logarithm; `torch.log`
-  gives another last bit for 23 % of these values. It is the same on every device, except on Apple's
+- float32 Gumbel noise: bit for bit equal to JAX **on a CPU**, for each of the 2**23 values that a
+  float32 uniform takes, because `_xla_log_` repeats the steps of XLA's CPU logarithm; `torch.log`
+  gives another last bit for 23 % of them. The noise is the same on every device, except on Apple's
   MPS where multiply-add is not fused (then `torch.log`). JAX's own GPU and TPU backends have other
   logarithms and differ from its CPU backend in last bits.
-- float64 Gumbel noise: to an ulp or two of each logarithm.
+- float64 Gumbel noise: up to the last bits of two logarithms.
 
-On a CPU the work is done in chunks that stay in the cache. On other devices, and while torch.compile or
-torch.export trace, it is one expression on whole tensors without control flow on values, which Inductor
-fuses. Both give the same values. Key operations are many tiny ones: keep keys on the CPU, and let the
-draws move them (`device=`).
+On a CPU the work is done in chunks that stay in the cache. On other devices, and while
+torch.compile or torch.export trace, it is one expression on whole tensors without control flow on
+values, which Inductor fuses. Both give the same values. Operations on keys are many tiny ones: keep
+keys on the CPU and let the draws move them (`device=`).
 """
 
 import functools
@@ -42,8 +42,10 @@ Device = torch.device | str | None  # where a draw is made; None: where the key 
 _WORD = 0xFFFFFFFF  # the largest 32-bit word
 _PARITY = 0x1BD11BDA  # the constant of Threefry's key schedule
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-# Elements of a chunk for each thread: enough to outweigh the cost of calling an operation on them (and
-# for torch to use its threads), few enough for the arrays at work to stay in a second-level cache.
+# Elements of a chunk on a CPU. Operations on at most 2**15 elements stay on the calling thread; the
+# arrays at work then fit a second-level cache. Threads meet after every operation: four or more pay
+# for that, two gain little and lose a hundredfold when another process holds one of the cores.
+_SERIAL_CHUNK = 1 << 15
 _CHUNK_PER_THREAD = 1 << 16
 
 
@@ -98,18 +100,23 @@ _pytree.register_pytree_node(
     lambda key: ([key.data], key.partitionable),
     lambda leaves, partitionable: Key(*leaves, partitionable),
     serialized_type_name="maskgit_pt.libml.jax_random.Key",
+    flatten_with_keys_fn=lambda key: (
+        [(_pytree.GetAttrKey("data"), key.data)],
+        key.partitionable,
+    ),
 )
 
 
 def PRNGKey(seed: int, partitionable: bool = False) -> Key:  # noqa: N802 (JAX's name)
     """The key of an integer seed: `[seed >> 32, seed & 0xffffffff]`.
 
-    Seeds of 32 bits, in [-2**31, 2**32), give JAX's default key: the high word is 0, also for negative
-    ones (-1 is [0, 0xffffffff]). Longer seeds give JAX's key in its 64-bit mode, from the two's
-    complement (2**40 + 123 is [256, 123]); without that mode JAX drops the high word, [0, 123].
-    For a negative 32-bit seed of the 64-bit mode use `Key.from_words([0xffffffff, seed & 0xffffffff])`.
+    Seeds of 32 bits, in [-2**31, 2**32), give the key of JAX's default 32-bit mode: the high word
+    is 0, also for negative ones (-1 is [0, 0xffffffff]). Longer seeds give the key of JAX's 64-bit
+    mode, the two's complement: 2**40 + 123 is [256, 123], where the 32-bit mode drops the high
+    word, [0, 123]. The 64-bit mode's key of a negative 32-bit seed is
+    `Key.from_words([0xffffffff, seed & 0xffffffff])`.
 
-    Raises TypeError if `seed` is no integer, ValueError if it is outside [-2**63, 2**63), like JAX.
+    Raises TypeError if `seed` is no integer, ValueError if it is outside [-2**63, 2**63).
     """
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"seed {seed!r}: need an integer")
@@ -124,7 +131,7 @@ def split(key: Key, num: int = 2) -> Key:
     """`num` new keys: data [num, 2]."""
     if num < 0:
         raise ValueError(f"split into {num} keys: need a number of at least 0")
-    first, second = _threefry(_words_of(key), *_counters(key, range(num), 2 * num))
+    first, second = _threefry(_words_of(key), *_counters(key, 0, num, 2 * num))
     if key.partitionable:
         pairs = torch.stack([first, second], dim=-1)
     else:
@@ -165,8 +172,9 @@ def uniform(
 ) -> Tensor:
     """Uniform numbers in [minval, maxval), float32 or float64 (else ValueError).
 
-    The top mantissa bits of a draw, scaled: `max(minval, u * (maxval - minval) + minval)`, which XLA
-    rounds once in float32. In float64 and another range than [0, 1) the last bit can differ.
+    The top mantissa bits u of a draw, scaled: `max(minval, u * (maxval - minval) + minval)`, where
+    XLA's CPU backend fuses multiply and add, as is done here in float32. In float64 the last bit
+    can differ from JAX, except for the range [0, 1).
     """
     _check_float(dtype)
     if dtype == torch.float64:
@@ -210,7 +218,7 @@ def categorical(key: Key, logits: Tensor) -> Tensor:
     return torch.argmax(noise + logits, dim=-1)
 
 
-# Threefry ------------------------------------------------------------------------------------------
+# Threefry -----------------------------------------------------------------------------------------
 
 
 def _threefry(key_words: tuple[Tensor, Tensor], x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,14 +250,14 @@ def _words_of(key: Key, device: Device = None) -> tuple[Tensor, Tensor]:
 
 
 def _counters(
-    key: Key, blocks: range, draws: int, device: Device = None
+    key: Key, start: int, stop: int, draws: int, device: Device = None
 ) -> tuple[Tensor, Tensor]:
-    """Counter words, int32, of the blocks (pairs of outputs) `blocks` among those of all `draws`.
+    """Counter words, int32 [stop - start] each, of the blocks (pairs of outputs) from `start` on.
 
     `draws` is the number of 32-bit draws; it matters only to the original layout.
     """
     device = key.data.device if device is None else device
-    index = torch.arange(blocks.start, blocks.stop, device=device)
+    index = torch.arange(start, stop, device=device)
     if key.partitionable:
         return (index >> 32).to(torch.int32), index.to(torch.int32)
     if draws >= _WORD:  # JAX goes on with further keys from here
@@ -273,19 +281,20 @@ def _draw(
     words = _words_of(key, device)
     blocks = size if key.partitionable else (size + 1) // 2
     if torch.compiler.is_compiling() or device.type != "cpu":
-        first, second = _threefry(words, *_counters(key, range(blocks), size, device))
+        first, second = _threefry(words, *_counters(key, 0, blocks, size, device))
         draws = first ^ second if key.partitionable else torch.cat([first, second])[:size]
         return function(draws).reshape(shape)
     out = torch.empty(size, dtype=dtype)
-    chunk = _CHUNK_PER_THREAD * torch.get_num_threads()
+    threads = torch.get_num_threads()
+    chunk = _CHUNK_PER_THREAD * threads if threads >= 4 else _SERIAL_CHUNK
     for start in range(0, blocks, chunk):
-        part = range(start, min(start + chunk, blocks))
-        first, second = _threefry(words, *_counters(key, part, size))
+        stop = min(start + chunk, blocks)
+        first, second = _threefry(words, *_counters(key, start, stop, size))
         if key.partitionable:
-            out[start : part.stop] = function(first ^ second)
+            out[start:stop] = function(first ^ second)
         else:
-            out[start : part.stop] = function(first)
-            rest = out[blocks + start : blocks + part.stop]  # without the padding, if any
+            out[start:stop] = function(first)
+            rest = out[blocks + start : blocks + stop]  # without the padding, if any
             rest.copy_(function(second)[: rest.numel()])
     return out.reshape(shape)
 
@@ -294,7 +303,7 @@ def _bits64(key: Key, shape: Sequence[int], device: Device) -> Tensor:
     """64-bit draws as int64 bit patterns: the two outputs of a block are the high and low word."""
     size = _size(shape)
     device = key.data.device if device is None else device
-    counters = _counters(key, range(size), 2 * size, device)
+    counters = _counters(key, 0, size, 2 * size, device)
     high, low = _threefry(_words_of(key, device), *counters)
     bits = high.to(torch.int64) << 32 | low.to(torch.int64) & _WORD
     return bits.reshape(shape)
@@ -306,7 +315,7 @@ def _size(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
 
-# Floating point ------------------------------------------------------------------------------------
+# Floating point -----------------------------------------------------------------------------------
 
 
 def _f32(value: float) -> float:
@@ -319,7 +328,7 @@ def _check_float(dtype: torch.dtype) -> None:
 
 
 def _unit32(words: Tensor) -> Tensor:
-    """int32 words to float32 in [0, 1): the top 23 bits, exactly as the mantissa of [1, 2) minus 1."""
+    """int32 words to float32 in [0, 1): the top 23 bits, as the mantissa of [1, 2), minus 1."""
     return (words >> 9).bitwise_and_((1 << 23) - 1).to(torch.float32).mul_(2.0**-23)
 
 
@@ -330,50 +339,52 @@ def _unit64(bits: Tensor) -> Tensor:
 
 def _gumbel_of_words(words: Tensor) -> Tensor:
     u = _unit32(words).clamp_min_(torch.finfo(torch.float32).tiny)
-    return _xla_log(_xla_log(u).neg_()).neg_()
+    return _xla_log_(_xla_log_(u).neg_()).neg_()
 
 
 # Natural logarithm of the Cephes library (logf; Moshier): coefficients of the polynomial in
-# t = mantissa - 1 from t**8 down, and log(2) in two parts, of which the second has few bits.
-_LOG_POLYNOMIAL = (
-    *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1),
-    *(-1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1),
-    *(2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
-)
-_LOG2_LOW = -2.12194440e-4
+# t = mantissa - 1, and log(2) in two parts, of which the high one has few bits.
+_LOG_T8_TO_T6 = tuple(map(_f32, (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1)))
+_LOG_T5_TO_T3 = tuple(map(_f32, (-1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1)))
+_LOG_T2_TO_T0 = tuple(map(_f32, (2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)))
+_LOG2_LOW = _f32(-2.12194440e-4)
 _LOG2_HIGH = 0.693359375
 _SQRT_HALF_BITS = 0x3F3504F3  # float32 0.70710678
 _MANTISSA_BITS = 23
 
 
-def _xla_log(x: Tensor) -> Tensor:
-    """log(x), positive normal float32, with the roundings of XLA's CPU backend (jax 0.10.2).
+def _xla_log_(x: Tensor) -> Tensor:
+    """log(x), x positive normal float32 and overwritten, rounded as XLA's CPU backend does.
 
     x = 2**e * (1 + t) with 1 + t in [sqrt(1/2), sqrt(2)). XLA evaluates Cephes' polynomial as three
-    interleaved ones in t, joined by powers of t**3, all with fused multiply-add. (The products with
-    1/2 and with the high part of log(2) are exact, so that fusing these makes no difference.)
+    quadratic ones in t joined by powers of t**3, all with fused multiply-add. (Products with 1/2
+    and with the high part of log(2) are exact, so that it does not matter whether they are fused.)
     """
     if x.device.type == "mps" and (torch.compiler.is_compiling() or not _fuses(x.device)):
         return torch.log(x)  # no float64 there to emulate the fused operation with
     bits = x.view(torch.int32)
-    exponent = (bits - _SQRT_HALF_BITS) >> _MANTISSA_BITS
-    t = torch.sub(bits, exponent, alpha=1 << _MANTISSA_BITS).view(torch.float32) - 1
+    exponent = (bits - _SQRT_HALF_BITS).bitwise_right_shift_(_MANTISSA_BITS)
+    bits.sub_(exponent, alpha=1 << _MANTISSA_BITS)
+    t = x.sub_(1)  # x is now its own mantissa
     e = exponent.to(torch.float32)
     t2 = t * t
     t3 = t2 * t
-    c = [_f32(coefficient) for coefficient in _LOG_POLYNOMIAL]
-    y = _fma(_fma(t, c[0], c[1]), t, c[2])
-    y = _fma(y, t3, _fma(_fma(t, c[3], c[4]), t, c[5]))
-    y = _fma(y, t3, _fma(_fma(t, c[6], c[7]), t, c[8]))
+    y = _quadratic(t, *_LOG_T8_TO_T6)
+    y = _fma(y, t3, _quadratic(t, *_LOG_T5_TO_T3))
+    y = _fma(y, t3, _quadratic(t, *_LOG_T2_TO_T0))
     y = _fma(y, t3, e * _LOG2_LOW)
-    return (torch.sub(t, t2, alpha=0.5) + y).add_(e, alpha=_LOG2_HIGH)
+    return t.sub_(t2, alpha=0.5).add_(y).add_(e, alpha=_LOG2_HIGH)
+
+
+def _quadratic(t: Tensor, a: float, b: float, c: float) -> Tensor:
+    return _fma(_fma(t, a, b), t, c)
 
 
 def _fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
-    """a * b + c in float32, rounded once. Floats must be float32 numbers.
+    """a * b + c in float32, rounded once; floats must be float32 numbers. May overwrite a.
 
-    Where torch's own operations do not fuse, and in traces (whose compiler decides), via float64: the
-    product is exact there, the sum nearly so. For all arguments that `gumbel` meets this is equal.
+    Where torch's own operations do not fuse, and in traces (whose compiler decides), float64 does
+    it: the product is exact there and the sum nearly so. For all that `gumbel` meets it is equal.
     """
     if torch.compiler.is_compiling() or not _fuses(a.device):
         b, c = (v.to(torch.float64) if isinstance(v, Tensor) else v for v in (b, c))
@@ -382,15 +393,19 @@ def _fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
 
 
 def _fused(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
-    # A scalar operand keeps torch's vector loop only if it is the single one: hence `alpha`.
-    c = c if isinstance(c, Tensor) else torch.full((), c, device=a.device)
-    return torch.addcmul(c, a, b) if isinstance(b, Tensor) else torch.add(c, a, alpha=b)
+    """Overwrites a if b is a tensor: in the cache, memory counts more than arithmetic."""
+    if not isinstance(c, Tensor):
+        c = torch.full((), c, device=a.device)
+    if isinstance(b, Tensor):
+        return torch.addcmul(c, a, b, out=a)
+    return torch.add(c, a, alpha=b)  # two 0-d operands of addcmul would leave its vector loop
 
 
 @functools.cache
 def _fuses(device: torch.device) -> bool:
     """Whether `_fused` rounds once on this device, tried in vector loops and their remainders."""
-    a = torch.full((211,), 1 + 2.0**-12, device=device)
-    minus = -(1 + 2.0**-11)  # a * a = 1 + 2**-11 + 2**-24, whose last bit a rounded product loses
-    tries = [_fused(a, b, c) for b in (a, 1 + 2.0**-12) for c in (minus, torch.full_like(a, minus))]
+    a = 1 + 2.0**-12
+    c = -(1 + 2.0**-11)  # a * a = 1 + 2**-11 + 2**-24, whose last bit a rounded product loses
+    full = functools.partial(torch.full, (211,), device=device)
+    tries = [_fused(full(a), b, z) for b in (a, full(a)) for z in (c, full(c))]
     return all(bool((y == 2.0**-24).all()) for y in tries)
