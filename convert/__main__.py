@@ -1,6 +1,5 @@
 """Command line: `python -m convert`."""
 
-import os
 import sys
 
 from absl import flags
@@ -55,6 +54,11 @@ def main() -> None:
             raise command_line.UsageError(f"--{name} is missing")
     # disable=None: a bar only where standard error is a terminal.
     with tqdm(unit="B", unit_scale=True, disable=None, leave=False, delay=0.5) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
         summary = api.convert(
             FLAGS.input,
             FLAGS.output,
@@ -63,7 +67,7 @@ def main() -> None:
             verify=FLAGS.verify,
             overwrite=FLAGS.overwrite,
             num_heads=FLAGS.num_heads,
-            progress=bar.update,
+            progress=progress,
         )
     for warning in summary.warnings:
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
@@ -78,8 +82,8 @@ def describe(summary: api.Summary, input: str, output: str) -> str:
         "pixels": summary.resolution,
         "parameters": f"{summary.parameters:,}",
         "dtype": summary.dtype,
-        "input": f"{os.fspath(input)} ({summary.input_format}), sha256 {summary.input_sha256}",
-        "output": f"{os.fspath(output)} ({summary.output_format}), sha256 {summary.output_sha256}",
+        "input": f"{input} ({summary.input_format}), sha256 {summary.input_sha256}",
+        "output": f"{output} ({summary.output_format}), sha256 {summary.output_sha256}",
         "verified": check,
         "seconds": f"{summary.seconds:.1f}",
     }

@@ -87,7 +87,7 @@ def convert(
     verify: bool = True,
     overwrite: bool = False,
     num_heads: int | None = None,
-    progress: Callable[[int], object] = lambda byte_count: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Summary:
     """Converts weights; the output appears whole or not at all.
 
@@ -100,7 +100,7 @@ def convert(
       verify: read the output back and compare it with the input, bit for bit.
       overwrite: replace what exists.
       num_heads: attention heads, for input that does not tell.
-      progress: called with the number of bytes written or verified since the last call.
+      progress: called with the bytes written or verified since the last call, and with all.
 
     Raises:
       ValueError, OSError: one line that names the file, and the tensor where it is about one.
@@ -115,7 +115,8 @@ def convert(
     input_format = formats.recognise(input).NAME
     with formats.open_checkpoint(input, num_heads) as source:
         check_output(output, writer.IS_FOLDER, overwrite)
-        observer = _Observer(progress)
+        total = (1 + verify) * source.size(dtype)
+        observer = _Observer(lambda done: progress(done, total))
         # Hashing goes on beside the conversion; hashlib and file reading release the lock.
         with replacing(output) as temporary, ThreadPoolExecutor(2) as threads, one_thread():
             input_sha256 = threads.submit(sha256, source.path)
@@ -128,7 +129,7 @@ def convert(
             written_dtype = dtype or source.dtype
             if verify:
                 with writer.open_checkpoint(temporary, num_heads) as written:
-                    _compare(source, written, dtype, input, output, progress)
+                    _compare(source, written, dtype, input, output, observer.progress)
             if writer.IS_FOLDER:
                 card = model_card(source, input.name, written_dtype, input_sha256.result())
                 (temporary / "README.md").write_text(card, encoding="utf-8")

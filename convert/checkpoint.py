@@ -49,6 +49,13 @@ class Checkpoint:
             if name.startswith("params/")
         )
 
+    def size(self, dtype: str | None = None) -> int:
+        """Bytes of all tensors, as stored or in another dtype."""
+        return sum(
+            torch.Size(tensor.shape).numel() * dtypes.itemsize(dtype or tensor.dtype)
+            for tensor in self.tensors.values()
+        )
+
     @property
     def dtype(self) -> str:
         """The dtype of the weights, or all of them: "float32", "bfloat16, float32"."""

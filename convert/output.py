@@ -37,8 +37,11 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
+        files = list(temporary.iterdir()) if temporary.is_dir() else [temporary]
+        for file in files:
+            synchronise(file)
         if temporary.is_dir() and path.is_dir():
-            for file in temporary.iterdir():
+            for file in files:
                 os.replace(file, path / file.name)
             temporary.rmdir()
         else:

@@ -7,7 +7,6 @@ hence plain reads.
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,14 +80,14 @@ class OpenFile:
 
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fills `target`; OSError if the file ends before."""
-        while target:
-            try:
-                count = os.preadv(self._file.fileno(), [target], offset)
-            except OSError as error:
-                raise OSError(f"{self.path}: cannot be read: {error.strerror}") from None
-            if not count:
-                raise OSError(f"{self.path}: became shorter while it was read")
-            target, offset = target[count:], offset + count
+        try:
+            self._file.seek(offset)
+            while target and (count := self._file.readinto(target)):
+                target = target[count:]
+        except OSError as error:
+            raise OSError(f"{self.path}: cannot be read: {error.strerror}") from None
+        if target:
+            raise OSError(f"{self.path}: became shorter while it was read")
 
     def close(self) -> None:
         self._file.close()

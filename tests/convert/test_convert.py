@@ -363,7 +363,7 @@ class TestOutput:
     @pytest.mark.parametrize("to", ["safetensors", "flax"])
     @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
     def test_nothing_is_left_behind(self, miniature, tmp_path, to, error):
-        def progress(count):
+        def progress(done, total):
             raise error
 
         raised = error if error is KeyboardInterrupt else OSError
@@ -375,9 +375,10 @@ class TestOutput:
         assert [p.name for p in tmp_path.iterdir()] == [miniature.name]
 
     def test_progress_counts_bytes(self, miniature, tmp_path):
-        counts = []
-        convert.convert(miniature, tmp_path / "output", progress=counts.append)
-        assert sum(counts) == 2 * 200 * 4  # written and verified
+        calls = []
+        convert.convert(miniature, tmp_path / "output", progress=lambda *call: calls.append(call))
+        assert {total for _, total in calls} == {2 * 200 * 4}  # written and verified
+        assert sum(done for done, _ in calls) == 2 * 200 * 4
 
 
 def test_unknown_names(miniature, tmp_path):
