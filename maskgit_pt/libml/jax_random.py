@@ -95,15 +95,13 @@ class Key:
         return (Key(data, self.partitionable) for data in self.data.unbind())
 
 
+_DATA = _pytree.GetAttrKey("data")
 _pytree.register_pytree_node(
     Key,
     lambda key: ([key.data], key.partitionable),
     lambda leaves, partitionable: Key(*leaves, partitionable),
     serialized_type_name="maskgit_pt.libml.jax_random.Key",
-    flatten_with_keys_fn=lambda key: (
-        [(_pytree.GetAttrKey("data"), key.data)],
-        key.partitionable,
-    ),
+    flatten_with_keys_fn=lambda key: ([(_DATA, key.data)], key.partitionable),
 )
 
 
@@ -129,8 +127,7 @@ def PRNGKey(seed: int, partitionable: bool = False) -> Key:  # noqa: N802 (JAX's
 
 def split(key: Key, num: int = 2) -> Key:
     """`num` new keys: data [num, 2]."""
-    if num < 0:
-        raise ValueError(f"split into {num} keys: need a number of at least 0")
+    num = _size(key, (num,), words=2)
     first, second = _threefry(_words_of(key), *_counters(key, 0, num, 2 * num))
     if key.partitionable:
         pairs = torch.stack([first, second], dim=-1)
@@ -245,7 +242,8 @@ def _words_of(key: Key, device: Device = None) -> tuple[Tensor, Tensor]:
     """The two words of a single key as 0-d int32 tensors."""
     if key.data.shape != (2,):
         raise ValueError(f"key data of shape {list(key.data.shape)}: need one key, shape [2]")
-    words = key.data.to(device=device, dtype=torch.int32)
+    # Not blocking: two words leave for a GPU without waiting for the work under way there.
+    words = key.data.to(device=device, dtype=torch.int32, non_blocking=True)
     return words[0], words[1]
 
 
@@ -260,8 +258,6 @@ def _counters(
     index = torch.arange(start, stop, device=device)
     if key.partitionable:
         return (index >> 32).to(torch.int32), index.to(torch.int32)
-    if draws >= _WORD:  # JAX goes on with further keys from here
-        raise ValueError(f"{draws} draws from one key: the original layout has less than 2**32 - 1")
     second = index + (draws + 1) // 2
     if draws % 2:
         second = second * (second < draws)  # the padding: the last count is 0
@@ -276,7 +272,7 @@ def _draw(
     device: Device,
 ) -> Tensor:
     """`function` (elementwise, to `dtype`) of 32-bit draws, given to it as int32 words."""
-    size = _size(shape)
+    size = _size(key, shape)
     device = torch.device(key.data.device if device is None else device)
     words = _words_of(key, device)
     blocks = size if key.partitionable else (size + 1) // 2
@@ -301,7 +297,7 @@ def _draw(
 
 def _bits64(key: Key, shape: Sequence[int], device: Device) -> Tensor:
     """64-bit draws as int64 bit patterns: the two outputs of a block are the high and low word."""
-    size = _size(shape)
+    size = _size(key, shape, words=2)
     device = key.data.device if device is None else device
     counters = _counters(key, 0, size, 2 * size, device)
     high, low = _threefry(_words_of(key, device), *counters)
@@ -309,10 +305,14 @@ def _bits64(key: Key, shape: Sequence[int], device: Device) -> Tensor:
     return bits.reshape(shape)
 
 
-def _size(shape: Sequence[int]) -> int:
+def _size(key: Key, shape: Sequence[int], words: int = 1) -> int:
+    """The number of elements, of `words` 32-bit draws each."""
     if any(length < 0 for length in shape):
         raise ValueError(f"shape {tuple(shape)}: lengths must be at least 0")
-    return math.prod(shape)
+    size = math.prod(shape)
+    if not key.partitionable and words * size >= _WORD:  # JAX goes on with further keys from here
+        raise ValueError(f"shape {tuple(shape)}: the original layout has less than 2**32 - 1 draws")
+    return size
 
 
 # Floating point -----------------------------------------------------------------------------------
