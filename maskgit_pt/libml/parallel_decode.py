@@ -106,7 +106,7 @@ def decode(
     temperatures = choice_temperature * mask_schedule.one_minus_ratios(num_iter)
     temperatures = temperatures.to(inputs.device)  # [T, 1]
 
-    state = state_init(inputs, rng_lib.to(rng, inputs.device), num_iter, start_iter)
+    state = state_init(inputs, rng, num_iter, start_iter)
     while state.cur_index < num_iter:
         step = state.cur_index
         logits = tokens_to_logits(state.cur_seqs)

@@ -22,11 +22,6 @@ def check(rng: Rng) -> None:
         )
 
 
-def to(rng: Rng, device: torch.device) -> Rng:
-    """Moves a key to `device`; a Generator stays where it was made."""
-    return rng.to(device) if isinstance(rng, Key) else rng
-
-
 def split(rng: Rng) -> tuple[Rng, Rng]:
     """`jax.random.split(rng)` for a key; a Generator advances by itself and is returned twice."""
     if isinstance(rng, Key):
@@ -38,7 +33,7 @@ def split(rng: Rng) -> tuple[Rng, Rng]:
 def gumbel(rng: Rng, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Standard Gumbel noise of `shape`."""
     if isinstance(rng, Key):
-        return jax_random.gumbel(rng.to(device), shape, dtype)
+        return jax_random.gumbel(rng, shape, dtype, device)
     noise = torch.empty(shape, dtype=dtype, device=device)
     return -noise.exponential_(generator=rng).log_()
 
@@ -56,5 +51,5 @@ def categorical(rng: Rng, logits: Tensor, probs: Tensor) -> Tensor:
       int64 [...].
     """
     if isinstance(rng, Key):
-        return jax_random.categorical(rng.to(logits.device), logits)
+        return jax_random.categorical(rng, logits)
     return (probs / torch.empty_like(probs).exponential_(generator=rng)).argmax(-1)
