@@ -13,11 +13,11 @@ from maskgit_pt.inference import ImageNet_class_conditional_generator
 from maskgit_pt.libml import jax_random
 from maskgit_pt.utils import Bbox
 from parity.compare import Record, compare, compare_exact
-from parity.jax_code import JaxCode, jax_options
+from parity.jax_code import JaxCode
 from parity.models import TokenizerPair, TransformerPair, nhwc
 
 # Fractions of the image's side, in 64ths: top, left, height, width; some not on the token grid.
-_BOXES = ((16, 8, 32, 36), (0, 0, 64, 64), (0, 0, 4, 4), (50, 60, 14, 4), (5, 9, 7, 11))
+_BOXES = ((16, 8, 32, 36), (50, 60, 14, 4), (5, 9, 7, 11))
 _LABEL = 3
 
 
@@ -50,10 +50,9 @@ def generator(
     tokens = ours.create_input_tokens_normal(_LABEL)
     yield compare_exact("input tokens", tokens, theirs.create_input_tokens_normal(_LABEL))
     for fractions in _BOXES:
-        box = Bbox(*(max(value * config.image_size // 64, 0) for value in fractions))
+        box = Bbox(*(value * config.image_size // 64 for value in fractions))
         yield from _edit(ours, theirs, box, picture, atol)
-    for partitionable in (False, True):
-        yield _sample(ours, theirs, tokens, partitionable, atol)
+    yield _sample(ours, theirs, tokens, atol)
 
 
 def _edit(ours: Any, theirs: Any, box: Bbox, picture: np.ndarray, atol: float) -> Iterator[Record]:
@@ -71,14 +70,14 @@ def _edit(ours: Any, theirs: Any, box: Bbox, picture: np.ndarray, atol: float) -
     yield compare(f"{name}: composite", nhwc(blended), np.asarray(expected), atol=atol)
 
 
-def _sample(ours: Any, theirs: Any, tokens: Any, partitionable: bool, atol: float) -> Record:
+def _sample(ours: Any, theirs: Any, tokens: Any, atol: float) -> Record:
+    """A whole `generate_samples`, with few steps: decoding has its own stages."""
+    partitionable = bool(jax.config.jax_threefry_partitionable)
     key = jax_random.PRNGKey(ours.rng_seed(), partitionable=partitionable)
-    images = ours.generate_samples(tokens, key, num_iterations=6)
-    with jax_options(partitionable=partitionable):
-        expected = theirs.generate_samples(
-            jnp.asarray(tokens.numpy(), jnp.int32),
-            jax.random.PRNGKey(theirs.rng_seed()),
-            num_iterations=6,
-        )
-    layout = "partitionable" if partitionable else "original"
-    return compare(f"images, {layout} layout", nhwc(images), np.asarray(expected), atol=atol)
+    images = ours.generate_samples(tokens, key, num_iterations=4)
+    expected = theirs.generate_samples(
+        jnp.asarray(tokens.numpy(), jnp.int32),
+        jax.random.PRNGKey(theirs.rng_seed()),
+        num_iterations=4,
+    )
+    return compare("images", nhwc(images), np.asarray(expected), atol=atol)

@@ -36,7 +36,7 @@ class Attention(nn.Module):
     def __call__(
         self, layer_input: jax.Array, input_mask: jax.Array, deterministic: bool
     ) -> jax.Array:
-        attend = nn.SelfAttention(
+        attend = nn.MultiHeadDotProductAttention(
             num_heads=self.num_attention_heads,
             qkv_features=self.hidden_size,
             dropout_rate=self.attention_probs_dropout_prob,
@@ -45,7 +45,7 @@ class Attention(nn.Module):
             bias_init=nn.initializers.zeros,
             name="self_attention",
         )
-        attended = attend(layer_input, nn.make_attention_mask(input_mask, input_mask))
+        attended = attend(layer_input, mask=nn.make_attention_mask(input_mask, input_mask))
         dropout = nn.Dropout(self.hidden_dropout_prob, deterministic=deterministic)
         return _layer_norm("attention_output_ln")(dropout(attended) + layer_input)
 
