@@ -15,9 +15,9 @@ What is equal to JAX (checked against jax 0.10.2 on a CPU with fused multiply-ad
 - keys, splits, folds, bits, float32 uniforms: bit for bit, on every device.
 - float32 Gumbel noise: bit for bit equal to JAX **on a CPU**, for each of the 2**23 values that a
   float32 uniform takes, because `_xla_log_` repeats the steps of XLA's CPU logarithm; `torch.log`
-  gives another last bit for 23 % of them. The noise is the same on every device, except on Apple's
-  MPS where multiply-add is not fused (then `torch.log`). JAX's own GPU and TPU backends have other
-  logarithms and differ from its CPU backend in last bits.
+  gives another last bit for 23 % of them. Other devices take the same steps (tried on CPUs only),
+  except Apple's MPS where multiply-add is not fused (then `torch.log`). JAX's own GPU and TPU
+  backends have other logarithms and differ from its CPU backend in last bits.
 - float64 Gumbel noise: up to the last bits of two logarithms.
 
 On a CPU the work is done in chunks that stay in the cache. On other devices, and while
