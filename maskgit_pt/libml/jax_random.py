@@ -280,7 +280,7 @@ def _draw(
         first, second = _threefry(words, *_counters(key, 0, blocks, size, device))
         draws = first ^ second if key.partitionable else torch.cat([first, second])[:size]
         return function(draws).reshape(shape)
-    out = torch.empty(size, dtype=dtype)
+    out = torch.empty(size, dtype=dtype, device=device)
     threads = torch.get_num_threads()
     chunk = _CHUNK_PER_THREAD * threads if threads >= 4 else _SERIAL_CHUNK
     for start in range(0, blocks, chunk):
@@ -395,7 +395,7 @@ def _fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
 def _fused(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
     """Overwrites a if b is a tensor: in the cache, memory counts more than arithmetic."""
     if not isinstance(c, Tensor):
-        c = torch.full((), c, device=a.device)
+        c = torch.full((), c, dtype=torch.float32, device=a.device)
     if isinstance(b, Tensor):
         return torch.addcmul(c, a, b, out=a)
     return torch.add(c, a, alpha=b)  # two 0-d operands of addcmul would leave its vector loop
@@ -406,6 +406,6 @@ def _fuses(device: torch.device) -> bool:
     """Whether `_fused` rounds once on this device, tried in vector loops and their remainders."""
     a = 1 + 2.0**-12
     c = -(1 + 2.0**-11)  # a * a = 1 + 2**-11 + 2**-24, whose last bit a rounded product loses
-    full = functools.partial(torch.full, (211,), device=device)
+    full = functools.partial(torch.full, (211,), dtype=torch.float32, device=device)
     tries = [_fused(full(a), b, z) for b in (a, full(a)) for z in (c, full(c))]
     return all(bool((y == 2.0**-24).all()) for y in tries)

@@ -213,6 +213,16 @@ def test_chunks_equal_whole_tensors(monkeypatch, partitionable, threads):
             equal(chunked, jax_random.gumbel(key, (size,)).numpy(), f"{size}")
 
 
+def test_default_dtype_does_not_matter():
+    expected = jax_random.gumbel(PRNGKey(3), (1001,))
+    torch.set_default_dtype(torch.float64)
+    jax_random._fuses.cache_clear()
+    try:
+        equal(jax_random.gumbel(PRNGKey(3), (1001,)), expected.numpy())
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_layouts_differ():
     """Negative control: no draw of one layout is mistaken for the other's; fold_in is shared."""
     old, new = PRNGKey(1, False), PRNGKey(1, True)
