@@ -1,5 +1,6 @@
 """Command line: `python -m convert`."""
 
+import signal
 import sys
 
 from absl import flags
@@ -92,6 +93,8 @@ def describe(summary: api.Summary, input: str, output: str) -> str:
 
 def cli() -> int:
     """Runs the command line and returns its exit code."""
+    # Being terminated is like Ctrl-C: no half-written output stays behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return command_line.run(main, FLAGS, PROGRAM, USAGE)
 
 

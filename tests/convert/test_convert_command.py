@@ -1,5 +1,6 @@
 """`python -m convert`: exit codes, what it prints and where."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,16 +80,36 @@ def test_not_finite_is_a_warning(run, miniature_flat, tmp_path):
     assert err == f"python -m convert: warning: 1 tensors hold NaN or infinity: {name}\n"
 
 
+def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(miniature, tmp_path, sent):
+    """The signal comes in the middle of writing, sent by the progress bar."""
+    script = (
+        "import os, sys; from convert import __main__ as command\n"
+        f"command.tqdm.update = lambda *_: os.kill(os.getpid(), {int(sent)})\n"
+        "sys.exit(command.cli())"
+    )
+    done = run_script(script, f"--input={miniature}", f"--output={tmp_path / 'folder'}")
+    assert done.returncode == 130
+    assert done.stderr == "python -m convert: error: interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == [miniature.name]
+
+
 def test_as_a_program_without_jax(miniature, tmp_path):
-    """Nothing of JAX or msgpack's own ndarray hooks is needed, nor imported."""
+    """JAX is not needed, nor imported."""
     script = (
         "import sys; sys.modules['jax'] = sys.modules['flax'] = None\n"
         "from convert.__main__ import cli; sys.exit(cli())"
     )
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", script, f"--input={miniature}", f"--output={tmp_path / 'folder'}"],
-        capture_output=True, text=True, cwd=root, timeout=120,
-    )  # fmt: skip
+    done = run_script(script, f"--input={miniature}", f"--output={tmp_path / 'folder'}")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "folder" / "model.safetensors").is_file()
