@@ -67,8 +67,7 @@ class Piece:
     def check(self) -> None:
         """Raises ValueError if the transform does not fit the shape."""
         try:
-            fits = self.count == 1 or self.torch_shape[0] % self.count == 0
-            fits = fits and len(self.official_shape) >= 0  # raises where it cannot be made
+            fits = self.torch_shape[0] % self.count == 0 and bool(self.official_shape)
         except (RuntimeError, IndexError, ValueError):
             fits = False
         if not fits:
@@ -108,7 +107,9 @@ def pieces_of(
         module, _, leaf = name.rpartition(".")
         row = _find_row(kind, module)
         if row is None or leaf not in row[1]:
-            raise ValueError(f"tensor {name} {list(shape)} is none of a {kind}: no rule for it")
+            raise ValueError(
+                f"tensor {name} {list(shape)} is not known in a {kind}: there is no rule for it"
+            )
         fields = {"norm": NORM_NAMES[norm_type], "last": last.get(module.split(".")[0])}
         officials = _expand(row[0], fields)
         collection, official_leaf, transform = row[1][leaf]
@@ -149,7 +150,7 @@ def _find_row(kind: str, module: str) -> tuple[str, dict] | None:
 
 
 def _expand(official: str, fields: dict) -> list[str]:
-    """ "a/{query,key}" -> ["a/query", "a/key"]; "a/{norm}_0" -> ["a/GroupNorm_0"]."""
+    """Fills braces: "a/{query,key}" -> ["a/query", "a/key"]; "a/{norm}_0" -> ["a/GroupNorm_0"]."""
     before, brace, rest = official.partition("{")
     if not brace:
         return [official]
@@ -159,8 +160,10 @@ def _expand(official: str, fields: dict) -> list[str]:
 
 
 class _WithoutInitialValues(TorchFunctionMode):
-    """Leaves out `nn.init`: on the meta device there is nothing to set, and `normal_` there imports
-    torch's compiler (2 seconds)."""
+    """Leaves out `nn.init`, which has nothing to set on the meta device.
+
+    `normal_` there would import torch's compiler, which takes two seconds.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__module__", None) == "torch.nn.init":

@@ -50,7 +50,7 @@ def open_checkpoint(path: Path, num_heads: int | None = None) -> Checkpoint:
     shapes = {name: leaf[1] for name, leaf in stored.items()}
     kind = infer.infer_kind(shapes, torch_names=True)
     heads, notes = _heads(kind, stated, num_heads)
-    pieces = rules.pieces_of(kind, shapes, heads, _stated_norm(stated))
+    pieces = rules.pieces_of(kind, shapes, heads, _norm_type(stated, shapes))
     _, config = infer.infer_config({piece.official: piece.official_shape for piece in pieces})
     config = infer.merge_config(kind, config, stated, stated_in)
     expected, pieces, config = rules.target(kind, config)
@@ -108,9 +108,11 @@ def _heads(kind: str, stated: dict, num_heads: int | None) -> tuple[int, list[st
     return heads, []
 
 
-def _stated_norm(stated: dict) -> str:
+def _norm_type(stated: dict, names: Iterable[str]) -> str:
+    """As stated; else what the names show, which do not tell GroupNorm from LayerNorm."""
     vqvae = stated.get("vqvae")
-    norm_type = vqvae.get("norm_type", "GN") if isinstance(vqvae, dict) else "GN"
+    likely = "BN" if any(name.endswith(".running_mean") for name in names) else "GN"
+    norm_type = vqvae.get("norm_type", likely) if isinstance(vqvae, dict) else likely
     if norm_type not in rules.NORM_NAMES:
         raise ValueError(f"norm_type is {norm_type!r}; accepted: {', '.join(rules.NORM_NAMES)}")
     return norm_type

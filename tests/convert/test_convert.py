@@ -169,6 +169,10 @@ def test_batch_norm_statistics(tmp_path):
     model = VQVAE.from_pretrained(tmp_path / "folder")
     mean = model.state_dict()["encoder.norm_out.running_mean"]
     np.testing.assert_array_equal(mean, flat["batch_stats/encoder/BatchNorm_0/mean"])
+    (tmp_path / "folder" / "config.json").unlink()
+    strip_metadata(tmp_path / "folder" / "model.safetensors")
+    _, config, _ = convert.load_checkpoint(tmp_path / "folder")
+    assert config["vqvae"]["norm_type"] == "BN"
 
 
 def test_discriminator(tmp_path):

@@ -225,7 +225,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
         (safetensors_bytes(entry(), bytes(7)), "truncated?"),
         (safetensors_bytes(entry(), bytes(9)), "take 8 bytes, its data 9"),
         (safetensors_bytes({}), "neither transformer nor tokenizer"),
-        (safetensors_bytes(entry(), bytes(8)), "embed.x [2] is none of a transformer"),
+        (safetensors_bytes(entry(), bytes(8)), "embed.x [2] is not known in a transformer"),
     ],
 )
 def test_wrong_safetensors(data, reason, tmp_path):
