@@ -1,5 +1,6 @@
 """Command line: `python -m parity`."""
 
+import importlib
 import importlib.metadata
 import platform
 import shlex
@@ -52,16 +53,18 @@ flags.DEFINE_string("report", None, "Folder for the report, index.html.", flag_v
 
 def main() -> int:
     """Compares as the flags say; 0 if all agree, 1 otherwise."""
-    from parity import subjects  # after the flags: JAX takes seconds to import
+    # Not at the top: JAX takes seconds to import. This one first: it says which extra is missing.
+    importlib.import_module("parity.jax_code")
+    from parity import subjects
 
     started = time.perf_counter()
     if FLAGS.size != "tiny" and _files():
         raise command_line.UsageError("--size is for seeded weights; it excludes files")
     options = _options()
+    picture_path = _existing("image", FLAGS.image)
     if FLAGS.report:
         Path(FLAGS.report).mkdir(parents=True, exist_ok=True)  # not after minutes of work
     code, stages = _code()
-    picture_path = _existing("image", FLAGS.image)
     with subjects.make_folder() as folder:
         models = _subjects(code, Path(folder))
         results, pictures = _run(stages, models, picture_path, options)

@@ -144,7 +144,8 @@ def _load(
         variables = weights.read_checkpoint(files["transformer"])
         pairs["transformer"] = TransformerPair(ours, code, variables, codes)
         side = int(round((pairs["transformer"].length - 1) ** 0.5))
-        config.image_size = side * config.transformer.patch_size
+        patch = pairs["tokenizer"].ours.downsampling if pairs["tokenizer"] else 16
+        config.image_size = side * patch
         config.num_class = pairs["transformer"].classes
     return Subject(
         section=section,

@@ -187,9 +187,6 @@ def test_mask_schedule(code):
 RUNS = {
     "cosine8": (8, 0, 4.5, "cosine"),
     "cosine12": (12, 0, 4.5, "cosine"),
-    "uniform5": (5, 0, 1.0, "uniform"),
-    "pow2.5_6": (6, 0, 2.0, "pow2.5"),
-    "exp6": (6, 0, 2.0, "exp"),
     "log6": (6, 0, 2.0, "log"),
     "edit": (12, 2, 4.5, "cosine"),
 }
