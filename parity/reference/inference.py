@@ -62,6 +62,14 @@ class ImageNet_class_conditional_generator:
         shape = (self.maskgit_cf.eval_batch_size, self.transformer_block_size - 1)
         return self._prepend_label(label, np.full(shape, self.maskgit_cf.transformer.mask_token_id))
 
+    def rng_seed(self) -> int:
+        """The configured seed."""
+        return self.maskgit_cf.seed
+
+    def eval_batch_size(self) -> int:
+        """The configured batch size."""
+        return self.maskgit_cf.eval_batch_size
+
     def _create_input_batch(self, image: np.ndarray) -> np.ndarray:
         return np.repeat(image[None], self.maskgit_cf.eval_batch_size, axis=0).astype(np.float32)
 
