@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -49,50 +50,59 @@ def read_and_write_with_flax(path: Path, copy: Path) -> None:
 
 
 def test_time(google_file):
-    """Each way, verified and hashed: at most 1.5 times what Flax takes to read and write once."""
+    """Each way, verified and hashed: at most 1.5 times what Flax takes to read and write once.
+
+    Needs a machine that does nothing else: the hashing runs beside the conversion.
+    """
+    if os.getloadavg()[0] > os.cpu_count() - 0.5:
+        pytest.skip(f"the machine is busy (load {os.getloadavg()[0]:.1f})")
     pytest.importorskip("flax.serialization", reason="needs the extra 'jax'")
-    folder, back = google_file.with_name("folder"), google_file.with_name("back")
+    folder, back, copy = (google_file.with_name(name) for name in ("folder", "back", "copy"))
     steps = {
-        "flax": lambda: read_and_write_with_flax(google_file, google_file.with_name("copy")),
+        "flax": lambda: read_and_write_with_flax(google_file, copy),
         "import": lambda: convert.convert(google_file, folder),
         "export": lambda: convert.convert(folder, back, to="flax"),
     }
     seconds = {name: [] for name in steps}
-    for _ in range(6):  # the first is not counted
+    for _ in range(7):
         shutil.rmtree(folder, ignore_errors=True)
-        back.unlink(missing_ok=True)
+        for file in (back, copy):
+            file.unlink(missing_ok=True)
         for name, step in steps.items():
             start = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - start)
     assert back.read_bytes() == google_file.read_bytes()
-    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    print({name: round(median, 2) for name, median in medians.items()})
-    assert medians["import"] <= 1.5 * medians["flax"]
-    assert medians["export"] <= 1.5 * medians["flax"]
+    for name, values in seconds.items():
+        print(f"{name}: median {statistics.median(values):.2f} s, least {min(values):.2f} s")
+    assert min(seconds["import"]) <= 1.5 * min(seconds["flax"])
+    assert min(seconds["export"]) <= 1.5 * min(seconds["flax"])
 
 
-def peak_memory(*arguments: str | Path) -> int:
-    """Bytes at the most, of a Python process."""
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.DEVNULL, cwd=root
-    )  # fmt: skip
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss * 1024
+def peak_memory(*arguments: str) -> int:
+    """Bytes at the most of a process that converts; without arguments, of the bare interpreter."""
+    script = "import sys\nif sys.argv[1:]:\n from convert.__main__ import cli\n assert cli() == 0\n"
+    # Not ru_maxrss, which counts the process that started this one too.
+    script += "print(open('/proc/self/status').read())"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    return int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1]) * 1024
 
 
 def test_memory(google_file):
     """Above the interpreter's own, PyTorch included: at most 1.3 times the file."""
-    own = peak_memory("-c", "pass")
+    own = peak_memory()
     folder, back = google_file.with_name("folder2"), google_file.with_name("back2")
     for arguments in (
         (f"--input={google_file}", f"--output={folder}"),
         (f"--input={folder}", f"--output={back}", "--to=flax"),
     ):
-        used = peak_memory("-m", "convert", *arguments) - own
+        used = peak_memory(*arguments) - own
         ratio = used / google_file.stat().st_size
         print(f"{used / 2**20:.0f} MiB, {ratio:.2f} times the file")
-        assert ratio <= 1.3
+        assert 0.1 < ratio <= 1.3
