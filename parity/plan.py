@@ -46,7 +46,7 @@ class Bounds:
     gradients: tuple[float, float]  # relative to all gradients' scale, and to the array's
 
 
-FLOAT32 = Bounds(2e-4, 2e-5, 1e-4, 2e-4, 5e-5, (1e-5, 1e-4))
+FLOAT32 = Bounds(2e-4, 2e-5, 3e-5, 2e-4, 5e-5, (1e-5, 1e-4))
 FLOAT64 = Bounds(1e-9, 1e-10, 1e-10, 1e-9, 1e-9, (1e-10, 1e-9))
 
 

