@@ -96,15 +96,25 @@ class TokenizerPair:
 def capture_torch(
     module: nn.Module, names: Iterable[str], call: Callable[[], Any]
 ) -> dict[str, Tensor]:
-    """What the submodules `names` return while `call` runs."""
+    """What the submodules `names` return while `call` runs; for "NAME:input", what NAME is given.
+
+    Copies: the next operation may work in place.
+    """
     captured: dict[str, Tensor] = {}
     hooks = []
     for name in names:
+        submodule = module.get_submodule(name.removesuffix(":input"))
 
-        def keep(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
-            captured[name] = output.detach()
+        def keep_output(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
+            captured[name] = output.detach().clone()
 
-        hooks.append(module.get_submodule(name).register_forward_hook(keep))
+        def keep_input(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+            captured[name] = inputs[0].detach().clone()
+
+        if name.endswith(":input"):
+            hooks.append(submodule.register_forward_pre_hook(keep_input))
+        else:
+            hooks.append(submodule.register_forward_hook(keep_output))
     try:
         with torch.no_grad():
             call()
