@@ -15,13 +15,13 @@ import ml_collections
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from convert import dtypes
 from convert.tables import TABLES, Transform
 from maskgit_pt.nets.discriminator import Discriminator
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
+from maskgit_pt.pretrained import without_values
 
 Shape = tuple[int, ...]
 
@@ -159,22 +159,10 @@ def _expand(official: str, fields: dict) -> list[str]:
     return [before + option + after for option in options]
 
 
-class _WithoutInitialValues(TorchFunctionMode):
-    """Leaves out `nn.init`, which has nothing to set on the meta device.
-
-    `normal_` there would import torch's compiler, which takes two seconds.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return (kwargs or {}).get("tensor", args[0] if args else None)
-        return func(*args, **(kwargs or {}))
-
-
 @functools.lru_cache(maxsize=32)
 def _target(kind: str, config_json: str) -> tuple[dict[str, Shape], list[Piece], dict]:
     config = json.loads(config_json)
-    with torch.device("meta"), _WithoutInitialValues():
+    with without_values():
         model = build(kind, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # The class fills in what `config` leaves out.

@@ -4,14 +4,17 @@ The Hugging Face hub's convention, so that a folder can be uploaded as it is and
 id.
 """
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -57,7 +60,7 @@ class PretrainedMixin:
                 f"{config_path}: model_type is {found!r}; {cls.__name__} reads {cls.model_type!r}"
             )
         try:
-            with torch.device("meta"):
+            with without_values():
                 model = cls.from_config(config)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
@@ -81,12 +84,31 @@ class PretrainedMixin:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # Channels-last convolution weights are stored in plain order.
+        # A model that was moved to channels-last order is stored in plain order.
         state = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
         data = safetensors.torch.save(state, {"format": "pt"} | (metadata or {}))
         config = {"model_type": self.model_type} | self.to_config()
         write_atomically(folder / WEIGHTS_NAME, data)
         write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Models built under this have shapes and no values: for weights that come from a file."""
+    with torch.device("meta"), _WithoutInitialValues():
+        yield
+
+
+class _WithoutInitialValues(TorchFunctionMode):
+    """Leaves out `nn.init`, which has nothing to set on the meta device.
+
+    `normal_` there would import torch's compiler, which takes two seconds.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
 
 
 def find_folder(folder_or_hub_id: str | os.PathLike, revision: str | None = None) -> Path:
@@ -151,14 +173,6 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
     if problems:
         raise ValueError(f"{path}: does not fit its {CONFIG_NAME}: {problems}")
     model.load_state_dict(state, assign=True)  # keeps the dtype of the file
-    _restore_memory_format(model, expected)
-
-
-def _restore_memory_format(model: nn.Module, expected: dict[str, Tensor]) -> None:
-    """Gives the loaded weights the memory order of the model as built (channels last in the VQVAE)."""
-    for name, parameter in model.named_parameters():
-        if not expected[name].is_contiguous():
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _mismatches(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:

@@ -17,10 +17,10 @@ from maskgit_pt.nets import layers
 from maskgit_pt.nets.initializers import lecun_normal_, variance_scaling_uniform_
 from maskgit_pt.pretrained import PretrainedMixin
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "swish": F.silu}
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "swish": F.silu}
 
 
-def get_activation(name: str) -> Callable[[Tensor], Tensor]:
+def get_activation(name: str) -> Callable[..., Tensor]:
     """Returns the activation that `config.vqvae.activation_fn` names; ValueError if unknown."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation_fn is {name!r}; known: {', '.join(ACTIVATIONS)}")
@@ -40,7 +40,7 @@ class ResBlock(nn.Module):
         in_channels: int,
         filters: int,
         norm_fn: Callable[[int], nn.Module],
-        activation_fn: Callable[[Tensor], Tensor],
+        activation_fn: Callable[..., Tensor],
         use_conv_shortcut: bool = False,
     ):
         super().__init__()
@@ -57,13 +57,13 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x
-        x = self.conv0(self.activation_fn(self.norm0(x)))  # [B, filters, H, W]
-        x = self.conv1(self.activation_fn(self.norm1(x)))
+        x = self.conv0(layers.norm_and_activate(self.norm0, self.activation_fn, x))
+        x = self.conv1(layers.norm_and_activate(self.norm1, self.activation_fn, x))
         if self.conv_shortcut is not None:
             # OFFICIAL QUIRK: where the width changes the shortcut convolves the processed x and the
             # block's input is dropped. It looks like a slip, but the weights are trained with it.
             residual = self.conv_shortcut(x)
-        return x + residual
+        return x + residual if torch.is_grad_enabled() else x.add_(residual)
 
 
 class Encoder(nn.Module):
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
             level, j = divmod(i, self.num_res_blocks)
             if j == self.num_res_blocks - 1 and level < self.num_levels - 1:
                 x = self._downsample(x, level)
-        return self.conv_out(self.activation_fn(self.norm_out(x)))
+        return self.conv_out(layers.norm_and_activate(self.norm_out, self.activation_fn, x))
 
     def _downsample(self, x: Tensor, level: int) -> Tensor:
         if len(self.downsample_convs):
@@ -137,7 +137,7 @@ class Decoder(nn.Module):
             stage, j = divmod(i, self.num_res_blocks)
             if j == self.num_res_blocks - 1 and 0 < stage <= len(self.upsample_convs):
                 x = self.upsample_convs[stage - 1](layers.upsample(x, 2))
-        return self.conv_out(self.activation_fn(self.norm_out(x)))
+        return self.conv_out(layers.norm_and_activate(self.norm_out, self.activation_fn, x))
 
 
 class _Quantizer(nn.Module):
@@ -167,7 +167,7 @@ class _Quantizer(nn.Module):
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         """Looks the codes up: int64 [B, h, w] -> [B, D, h, w]."""
-        return F.embedding(ids, self.codebook).movedim(-1, 1)
+        return F.embedding(ids, self.codebook).movedim(-1, 1).contiguous()
 
     def get_codebook(self) -> Tensor:
         """The codebook, [K, D]."""
@@ -277,9 +277,6 @@ class VQVAE(PretrainedMixin, nn.Module):
         self.quantizer = QUANTIZERS[config.vqvae.quantizer](config)
         self.decoder = Decoder(config)
         self.reset_parameters()
-        self.to(
-            memory_format=torch.channels_last
-        )  # what convolutions are fastest in, on CPU and CUDA
 
     def reset_parameters(self) -> None:
         """Official (Flax) initialisation: kernels LeCun normal, biases 0, codebook uniform."""

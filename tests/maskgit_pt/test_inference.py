@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import golden, load_tiny
+from recorded import golden, load_tiny
 
 from maskgit_pt import VQVAE, Transformer
 from maskgit_pt.configs import maskgit_class_cond_config, vqgan_config

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import OFFICIAL, assert_close, golden, nchw, nhwc
+from recorded import OFFICIAL, assert_close, golden, nchw, nhwc
 
 from convert import rules
 from maskgit_pt.libml import losses

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import assert_close, golden
+from recorded import assert_close, golden
 
 from maskgit_pt.libml import losses
 

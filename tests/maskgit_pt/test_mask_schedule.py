@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close, golden
+from recorded import assert_close, golden
 
 from maskgit_pt.libml import mask_schedule
 

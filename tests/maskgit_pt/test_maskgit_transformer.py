@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_close, golden
+from recorded import assert_close, golden
 
 from convert import rules
 from maskgit_pt import Transformer

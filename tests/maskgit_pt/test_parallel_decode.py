@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import golden
+from recorded import golden
 
 from maskgit_pt.libml import jax_random, mask_schedule, parallel_decode
 from maskgit_pt.libml.parallel_decode import decode

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import load_tiny
 from PIL import Image
+from recorded import load_tiny
 
 from maskgit_pt import sample
 from maskgit_pt.command_line import run

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 import torch
-from conftest import assert_close, golden, load_tiny, nchw, nhwc
+from recorded import assert_close, golden, load_tiny, nchw, nhwc
 
 from maskgit_pt import VQVAE
 from maskgit_pt.configs import vqgan_config
