@@ -235,7 +235,7 @@ def _picture_section(pictures: list[Picture]) -> str:
 def _figure(picture: Picture) -> str:
     difference = np.abs(np.float64(picture.ours) - np.float64(picture.theirs)).max(-1)
     largest = float(difference.max())
-    factor = 10.0 ** math.floor(-math.log10(largest)) if 0 < largest < 1 else 1.0
+    factor = _amplification(largest)
     panels = [] if picture.original is None else [("original", _shrink(picture.original))]
     panels += [
         ("JAX", _shrink(picture.theirs)),
@@ -248,6 +248,14 @@ def _figure(picture: Picture) -> str:
     )
     caption = f"{picture.title}: largest difference {largest:.1e}"
     return f"<figure><figcaption>{_e(caption)}</figcaption><div class=row>{cells}</div></figure>"
+
+
+def _amplification(largest: float) -> float:
+    """The largest of 1, 2, 5, 10, 20, ... that keeps `largest` at 1 or below."""
+    if not 0 < largest < 1:
+        return 1.0
+    power = 10.0 ** math.floor(-math.log10(largest))
+    return next(power * digit for digit in (5, 2, 1) if power * digit * largest <= 1 or digit == 1)
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:

@@ -116,7 +116,7 @@ def test_the_report_stands_alone_and_says_all(tmp_path, results):
         "100.0000%",
         "abc123",
         "1,234,567",
-        "difference x 1e+05",
+        "difference x 2e+05",
         "python -m parity --size=256",
         "jax 1",
         "a note",
