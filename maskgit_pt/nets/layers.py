@@ -58,12 +58,22 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and x.dtype == torch.float32:
             # PyTorch's CPU kernel for channels-last maps adds up a group's pixels one after the
-            # other: on large maps that is off by 1e-4 in float32, which changes tokens. The one for
-            # plain maps adds in pairs.
+            # other: on large maps that is off by 1e-4, which changes tokens. The one for plain maps
+            # adds in pairs.
             x = x.contiguous()
         return super().forward(x)
+
+
+def in_fast_order(x: Tensor) -> Tensor:
+    """[B, C, H, W] in the memory order that a chain of convolutions is fastest in.
+
+    Channels last for half precision (twice as fast on a CPU with bfloat16 units); plain otherwise,
+    which costs nothing and is what `GroupNorm` needs.
+    """
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return x.contiguous(memory_format=torch.channels_last if half else torch.contiguous_format)
 
 
 def norm_and_activate(norm: nn.Module, activation_fn: Callable[..., Tensor], x: Tensor) -> Tensor:

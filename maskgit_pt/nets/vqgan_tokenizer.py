@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         self.conv_out = conv(width_in, cfg.embedding_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(layers.in_fast_order(x))
         for i, block in enumerate(self.res_blocks):
             x = block(x)
             level, j = divmod(i, self.num_res_blocks)
@@ -131,7 +131,7 @@ class Decoder(nn.Module):
         self.conv_out = conv(width_in, output_dim, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(layers.in_fast_order(x))
         for i, block in enumerate(self.res_blocks):
             x = block(x)
             stage, j = divmod(i, self.num_res_blocks)
@@ -167,7 +167,7 @@ class _Quantizer(nn.Module):
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         """Looks the codes up: int64 [B, h, w] -> [B, D, h, w]."""
-        return F.embedding(ids, self.codebook).movedim(-1, 1).contiguous()
+        return F.embedding(ids, self.codebook).movedim(-1, 1)
 
     def get_codebook(self) -> Tensor:
         """The codebook, [K, D]."""
