@@ -78,3 +78,25 @@ def test_blur_pool_keeps_a_constant_inside(filter_size):
 def test_blur_pool_refuses_other_sizes():
     with pytest.raises(ValueError, match="filter_size is 8"):
         BlurPool2D(8)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_is_precise_on_large_maps(memory_format):
+    """An error of 1e-5 here changes tokens at 512 pixels; PyTorch's channels-last kernel has 4e-5."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 64, 256, 256) + 3 * torch.randn(1, 64, 1, 1)
+    norm = layers.GroupNorm(64)
+    exact = torch.nn.functional.group_norm(x.double(), 32, eps=layers.NORM_EPSILON)
+    ours = norm(x.contiguous(memory_format=memory_format))
+    assert (ours - exact).abs().max() < 3e-6
+
+
+def test_activation_overwrites_only_without_gradients():
+    x = torch.randn(2, 32, 4, 4)
+    before, norm = x.clone(), layers.GroupNorm(32)
+    with torch.no_grad():
+        ours = layers.norm_and_activate(norm, torch.nn.functional.silu, x)
+    assert torch.equal(x, before)
+    recorded = layers.norm_and_activate(norm, torch.nn.functional.silu, x)
+    torch.testing.assert_close(ours, recorded.detach())
+    recorded.sum().backward()
