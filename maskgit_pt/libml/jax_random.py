@@ -200,6 +200,25 @@ def gumbel(
     return _draw(key, shape, dtype, _gumbel_of_words, device)
 
 
+def uniform_stream(keys: Key, start: int, stop: int, device: Device = None) -> Tensor:
+    """The uniform numbers `start` to `stop` of each key's endless stream.
+
+    Args:
+      keys: several keys, data [B, 2].
+      start, stop: where in the stream, 0 <= start <= stop.
+      device: where the numbers are made.
+
+    Returns: float32 [B, stop - start] in [0, 1). Row b is `uniform(key_b, (stop,))[start:]` in the
+    partitionable layout, whatever layout the keys are marked with: there a draw does not depend on how
+    many are made.
+    """
+    data = keys.data.to(device=device, dtype=torch.int32, non_blocking=True)
+    index = torch.arange(start, stop, device=data.device)
+    counters = (index >> 32).to(torch.int32), index.to(torch.int32)
+    first, second = _threefry((data[:, :1], data[:, 1:]), *counters)
+    return _unit32(first ^ second)
+
+
 def categorical(key: Key, logits: Tensor) -> Tensor:
     """Draws an index along the last axis of unnormalized log probabilities.
 

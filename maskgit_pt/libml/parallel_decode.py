@@ -36,9 +36,13 @@ def mask_by_random_topk(
       stay.
     """
     noise = rng_lib.gumbel(rng, probs.shape, probs.dtype, probs.device)
-    confidence = torch.log(probs) + temperature * noise
+    return _lowest(mask_len, torch.log(probs) + temperature * noise)
+
+
+def _lowest(mask_len: Tensor, confidence: Tensor) -> Tensor:
+    """True [B, N] where `confidence` is below its value of rank `mask_len` [B, 1]."""
     sorted_confidence = confidence.sort(-1).values
-    index = mask_len.long().clamp(max=probs.shape[-1] - 1)
+    index = mask_len.long().clamp(max=confidence.shape[-1] - 1)
     return confidence < sorted_confidence.gather(-1, index)
 
 
@@ -48,7 +52,7 @@ class State:
 
     cur_index: int  # the step to do next
     cur_seqs: Tensor  # int64 [B, N], the mask id where still unknown
-    rng: Rng
+    rng: Rng  # at the start
     final_seqs: Tensor  # int64 [B, num_iter, N], the whole guess of each step
 
 
@@ -89,52 +93,83 @@ def decode(
       ValueError: `inputs` is not 2-D, or the steps are not 0 <= start_iter < num_iter.
       TypeError: `rng` is no key or Generator.
     """
-    rng_lib.check(rng)
+    noise = rng_lib.noise_of(rng)
     if inputs.ndim != 2:
         raise ValueError(f"inputs has shape {list(inputs.shape)}; accepted: [B, N]")
     if not 0 <= start_iter < num_iter:
         raise ValueError(f"start_iter {start_iter} is not in 0 ... num_iter - 1 = {num_iter - 1}")
     inputs = inputs.long()
     unknown_number_in_the_beginning = (inputs == mask_token_id).sum(-1)  # [B]
-    # float32, since the counts hang on the last bit: at T = 12 and 256 tokens step 8 masks 127, but
-    # 128 in float64.
-    mask_ratios = mask_schedule.decoding_schedule(
-        num_iter, unknown_number_in_the_beginning, mask_scheduling_method
-    ).to(inputs.device)  # [T, 1] or [T, B]
-    mask_lens = torch.floor(unknown_number_in_the_beginning * mask_ratios)  # [T, B]
-    mask_lens = mask_lens.nan_to_num(0.0)  # "exp" of nothing unknown
-    temperatures = choice_temperature * mask_schedule.one_minus_ratios(num_iter)
-    temperatures = temperatures.to(inputs.device)  # [T, 1]
-
+    mask_lens, temperatures = plan(
+        unknown_number_in_the_beginning, num_iter, choice_temperature, mask_scheduling_method
+    )
     state = state_init(inputs, rng, num_iter, start_iter)
-    while state.cur_index < num_iter:
-        step = state.cur_index
+    for step in range(start_iter, num_iter):
         logits = tokens_to_logits(state.cur_seqs)
-        state = _step(state, logits, mask_lens[step], temperatures[step], mask_token_id)
+        sampled_ids, cur_seqs = decide(
+            state.cur_seqs,
+            state.cur_seqs == mask_token_id,
+            logits,
+            mask_lens[step],
+            temperatures[step],
+            noise,
+            mask_token_id,
+        )
+        state.final_seqs[:, step] = sampled_ids
+        state = dataclasses.replace(state, cur_index=step + 1, cur_seqs=cur_seqs)
     return state.final_seqs
 
 
-def _step(
-    state: State, logits: Tensor, mask_len: Tensor, temperature: Tensor, mask_token_id: int
-) -> State:
+def plan(
+    unknown: Tensor, num_iter: int, choice_temperature: float, method: str = "cosine"
+) -> tuple[Tensor, Tensor]:
+    """What `decode` knows of every step beforehand.
+
+    Args:
+      unknown: int [B], masked tokens at the start.
+      num_iter, choice_temperature, method: as in `decode`.
+
+    Returns:
+      How many tokens the schedule leaves masked after each step, float32 [T, 1 or B], and the temperature
+      of the choice, float32 [T, 1]; both on the device of `unknown`.
+    """
+    # float32, since the counts hang on the last bit: at T = 12 and 256 tokens step 8 masks 127, but
+    # 128 in float64.
+    mask_ratios = mask_schedule.decoding_schedule(num_iter, unknown, method).to(unknown.device)
+    mask_lens = torch.floor(unknown * mask_ratios).nan_to_num(0.0)  # "exp" of nothing unknown
+    temperatures = choice_temperature * mask_schedule.one_minus_ratios(num_iter)
+    return mask_lens, temperatures.to(unknown.device)
+
+
+def decide(
+    cur_seqs: Tensor,
+    unknown_map: Tensor,
+    logits: Tensor,
+    mask_len: Tensor,
+    temperature: Tensor,
+    noise: rng_lib.Noise,
+    mask_token_id: int = -1,
+) -> tuple[Tensor, Tensor]:
     """One step: sample everywhere, keep what is known, mask the least confident again.
 
     Args:
-      state: before the step.
+      cur_seqs: int64 [B, N].
+      unknown_map: bool [B, N], where `cur_seqs` is masked.
       logits: [B, N, K]; half precision is sampled in float32.
       mask_len: float [B], how many tokens the schedule leaves masked after this step.
       temperature: of the choice, a scalar.
+      noise: where the draws come from.
       mask_token_id: as in `decode`.
+
+    Returns:
+      The whole guess, int64 [B, N], and the same with the least confident tokens masked.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     probs = logits.softmax(-1)
-    unknown_map = state.cur_seqs == mask_token_id  # [B, N]
 
     # The noise covers the class position and known tokens too; their draws are thrown away.
-    rng, sample_rng = rng_lib.split(state.rng)
-    sampled_ids = rng_lib.categorical(sample_rng, logits, probs)  # [B, N]
-    sampled_ids = torch.where(unknown_map, sampled_ids, state.cur_seqs)
-    state.final_seqs[:, state.cur_index] = sampled_ids
+    sampled_ids = noise.categorical(logits, probs)  # [B, N]
+    sampled_ids = torch.where(unknown_map, sampled_ids, cur_seqs)
 
     # Class tokens lie beyond the codes; their probability is not used.
     index = sampled_ids.clamp(0, logits.shape[-1] - 1)[..., None]
@@ -145,7 +180,6 @@ def _step(
     # OFFICIAL QUIRK: that holds for the last step too; its returned guess is whole all the same.
     most = unknown_map.sum(-1, keepdim=True) - 1  # [B, 1]
     mask_len = torch.minimum(most, mask_len[:, None]).clamp(min=1)
-    rng, choice_rng = rng_lib.split(rng)
-    masking = mask_by_random_topk(choice_rng, mask_len, selected_probs, temperature)
-    cur_seqs = sampled_ids.masked_fill(masking, mask_token_id)
-    return State(state.cur_index + 1, cur_seqs, rng, state.final_seqs)
+    gumbel = noise.gumbel(selected_probs.shape, selected_probs.dtype, selected_probs.device)
+    masking = _lowest(mask_len, torch.log(selected_probs) + temperature * gumbel)
+    return sampled_ids, sampled_ids.masked_fill(masking, mask_token_id)

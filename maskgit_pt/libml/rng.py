@@ -1,8 +1,12 @@
-"""One interface over the two sources of noise: a JAX key and a `torch.Generator`.
+"""Where the noise comes from: JAX's streams, PyTorch's generators, or one stream a sample.
 
-With a key every draw is the one JAX makes; with a Generator (or None, PyTorch's global one) the
-draws are PyTorch's own and faster.
+- `JaxNoise` makes the draws of the official code, whose noise depends on the shape of the batch;
+- `TorchNoise` makes PyTorch's own;
+- `SampleNoise` gives every sample a stream of its own, so that a sample does not depend on the others
+  in its batch.
 """
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,46 +14,130 @@ from torch import Tensor
 from maskgit_pt.libml import jax_random
 from maskgit_pt.libml.jax_random import Key
 
-Rng = Key | torch.Generator | None
+Shape = tuple[int, ...]
 
 
-def check(rng: Rng) -> None:
-    """Raises TypeError if `rng` is no source of noise."""
-    if not (rng is None or isinstance(rng, Key | torch.Generator)):
-        raise TypeError(
-            f"rng is a {type(rng).__name__}; accepted: maskgit_pt.libml.jax_random.PRNGKey(seed), "
-            "a torch.Generator, None"
-        )
+class Noise(Protocol):
+    """A source of noise, which moves on with every draw."""
+
+    def uniform(self, shape: Shape, device: torch.device) -> Tensor:
+        """float32 in [0, 1)."""
+
+    def gumbel(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Standard Gumbel noise."""
+
+    def categorical(self, logits: Tensor, probs: Tensor) -> Tensor:
+        """Draws int64 [...] from `probs` = softmax(`logits`), [..., K]."""
 
 
-def split(rng: Rng) -> tuple[Rng, Rng]:
-    """`jax.random.split(rng)` for a key; a Generator advances by itself and is returned twice."""
-    if isinstance(rng, Key):
-        first, second = jax_random.split(rng)
-        return first, second
-    return rng, rng
+class JaxNoise:
+    """JAX's draws: every draw uses the second half of `split(key)`, the first half is the next key."""
+
+    def __init__(self, key: Key):
+        self.key = key
+
+    def _next(self) -> Key:
+        self.key, key = jax_random.split(self.key)
+        return key
+
+    def uniform(self, shape: Shape, device: torch.device) -> Tensor:
+        return jax_random.uniform(self._next(), shape, device=device)
+
+    def gumbel(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return jax_random.gumbel(self._next(), shape, dtype, device)
+
+    def categorical(self, logits: Tensor, probs: Tensor) -> Tensor:
+        return jax_random.categorical(self._next(), logits)
 
 
-def gumbel(rng: Rng, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard Gumbel noise of `shape`."""
-    if isinstance(rng, Key):
-        return jax_random.gumbel(rng, shape, dtype, device)
-    noise = torch.empty(shape, dtype=dtype, device=device)
-    return -noise.exponential_(generator=rng).log_()
+class TorchNoise:
+    """PyTorch's draws, from a generator or (None) the global one."""
+
+    def __init__(self, generator: torch.Generator | None = None):
+        self.generator = generator
+
+    def uniform(self, shape: Shape, device: torch.device) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=device)
+
+    def gumbel(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
+        noise = torch.empty(shape, dtype=dtype, device=device)
+        return -noise.exponential_(generator=self.generator).log_()
+
+    def categorical(self, logits: Tensor, probs: Tensor) -> Tensor:
+        """argmax(probs / exponential): the same distribution without logarithms."""
+        return (probs / torch.empty_like(probs).exponential_(generator=self.generator)).argmax(-1)
 
 
-def categorical(rng: Rng, logits: Tensor, probs: Tensor) -> Tensor:
-    """Draws from the categorical distribution of the last axis.
+class SampleNoise:
+    """One stream of uniform numbers a sample, `jax_random.uniform_stream` of its key.
+
+    The first axis of every shape is that of the samples. A code is drawn by inverting the cumulated
+    probabilities: one number a position instead of one a code.
 
     Args:
-      rng: a key draws argmax(logits + gumbel) as JAX does; a Generator draws the same distribution
-        as argmax(probs / exponential), which needs no logarithms.
-      logits: float [..., K].
-      probs: softmax(logits).
+      keys: one a sample, data [B, 2]; see `sample_keys`.
+    """
 
-    Returns:
-      int64 [...].
+    _DRAWS_AHEAD = 16  # threefry is many small operations: ask for many numbers at a time
+
+    def __init__(self, keys: Key):
+        self.keys = keys
+        self._position = 0  # in the streams
+        self._ahead: Tensor | None = None  # [B, numbers], not yet used
+
+    def uniform(self, shape: Shape, device: torch.device) -> Tensor:
+        count = torch.Size(shape[1:]).numel()
+        if self._ahead is None or self._ahead.shape[1] < count:
+            used = 0 if self._ahead is None else self._ahead.shape[1]
+            start = self._position - used  # of what is still unused
+            stop = start + self._DRAWS_AHEAD * count
+            self._ahead = jax_random.uniform_stream(self.keys, start, stop, device)
+            self._position = stop
+        numbers, self._ahead = self._ahead[:, :count], self._ahead[:, count:]
+        return numbers.reshape(shape)
+
+    def gumbel(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
+        u = self.uniform(shape, device).to(dtype).clamp_min(torch.finfo(torch.float32).tiny)
+        return -torch.log(-torch.log(u))
+
+    def categorical(self, logits: Tensor, probs: Tensor) -> Tensor:
+        cumulated = probs.cumsum(-1)  # [B, ..., K]
+        total = cumulated[..., -1:]
+        u = self.uniform(probs.shape[:-1], probs.device)[..., None]
+        # Below the total, so that the code found has a probability.
+        threshold = torch.minimum(u * total, total.nextafter(torch.zeros_like(total)))
+        return torch.searchsorted(cumulated, threshold, right=True)[..., 0]
+
+
+def sample_keys(seed: int, indices: list[int]) -> Key:
+    """The keys of samples: `fold_in(PRNGKey(seed), index)` each, data [B, 2]."""
+    key = jax_random.PRNGKey(seed)
+    return Key(torch.stack([jax_random.fold_in(key, index).data for index in indices]))
+
+
+Rng = Key | torch.Generator | Noise | None
+
+
+def noise_of(rng: Rng) -> Noise:
+    """The source of noise behind a JAX key, a `torch.Generator` or None (PyTorch's global one).
+
+    Raises:
+      TypeError: `rng` is no source of noise.
     """
     if isinstance(rng, Key):
-        return jax_random.categorical(rng, logits)
-    return (probs / torch.empty_like(probs).exponential_(generator=rng)).argmax(-1)
+        return JaxNoise(rng)
+    if rng is None or isinstance(rng, torch.Generator):
+        return TorchNoise(rng)
+    if all(hasattr(rng, name) for name in ("uniform", "gumbel", "categorical")):
+        return rng
+    raise TypeError(
+        f"rng is a {type(rng).__name__}; accepted: maskgit_pt.libml.jax_random.PRNGKey(seed), "
+        "a torch.Generator, None, a maskgit_pt.libml.rng.Noise"
+    )
+
+
+def gumbel(rng: Rng, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard Gumbel noise of `shape`; a key is used as it is, without splitting it."""
+    if isinstance(rng, Key):
+        return jax_random.gumbel(rng, shape, dtype, device)
+    return noise_of(rng).gumbel(shape, dtype, device)

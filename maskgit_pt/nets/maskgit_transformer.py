@@ -253,16 +253,19 @@ class Transformer(PretrainedMixin, nn.Module):
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
 
-    def forward(self, input_ids: Tensor, num_logits: int | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, num_logits: int | None = None, first_position: int = 0
+    ) -> Tensor:
         """Predicts every token.
 
         Args:
           input_ids: int64 [B, N]; codes, classes offset by the number of codes, -1 where masked.
           num_logits: how many logits to compute; 1024 gives what sampling uses (`logits[..., :1024]`
             of the official code) without the cost of the rest. Default: all V.
+          first_position: leave the logits of earlier positions out; 1 skips the class token.
 
         Returns:
-          logits [B, N, V] or [B, N, num_logits], float32 (float64 for a float64 model).
+          logits [B, N - first_position, V or num_logits], float32 (float64 for a float64 model).
 
         Raises:
           ValueError: more positions than the model has.
@@ -270,7 +273,23 @@ class Transformer(PretrainedMixin, nn.Module):
         x = self.embed(input_ids)  # [B, N, D]
         for layer in self.layers:
             x = layer(x)
-        return self.mlm_layer(x, self.embed.word_embeddings.weight[:num_logits])
+        embeddings = self.embed.word_embeddings.weight[:num_logits]
+        return self.mlm_layer(x[:, first_position:], embeddings)
+
+    def code_logits(self, tokens: Tensor, labels: Tensor, num_codes: int) -> Tensor:
+        """Predicts the image tokens: what the samplers of `maskgit_pt.samplers` call.
+
+        Args:
+          tokens: int64 [B, h*w], codes, -1 where masked.
+          labels: int64 [B], class ids; -1 drops the class, for guidance, by putting the mask token in
+            its place.
+          num_codes: how many codes the tokenizer has.
+
+        Returns:
+          logits [B, h*w, num_codes], as `forward`.
+        """
+        class_tokens = torch.where(labels < 0, labels, labels + num_codes)
+        return self(torch.cat([class_tokens[:, None], tokens], 1), num_codes, first_position=1)
 
     def to_config(self) -> dict:
         """The constructor's arguments."""
