@@ -148,6 +148,16 @@ def fold_in(key: Key, data: int) -> Key:
     return Key(words.to(torch.int64) & _WORD, key.partitionable)
 
 
+def fold_in_each(key: Key, data: Sequence[int]) -> Key:
+    """`fold_in(key, number)` for each of several numbers at once: data [len(data), 2]."""
+    wrong = [number for number in data if not 0 <= number <= _WORD]
+    if wrong:
+        raise ValueError(f"fold_in of {wrong[0]}: need an integer in [0, 2**32)")
+    count = torch.tensor(list(data), dtype=torch.int64, device=key.data.device).to(torch.int32)
+    words = torch.stack(_threefry(_words_of(key), torch.zeros_like(count), count), -1)
+    return Key(words.to(torch.int64) & _WORD, key.partitionable)
+
+
 def random_bits(
     key: Key, shape: Sequence[int], bit_width: int = 32, device: Device = None
 ) -> Tensor:

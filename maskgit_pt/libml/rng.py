@@ -6,6 +6,7 @@
   in its batch.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -75,7 +76,7 @@ class SampleNoise:
     probabilities: one number a position instead of one a code.
 
     Args:
-      keys: one a sample, data [B, 2]; see `sample_keys`.
+      keys: one a sample, data [B, 2]; see `sample_noise`.
     """
 
     _DRAWS_AHEAD = 16  # threefry is many small operations: ask for many numbers at a time
@@ -109,10 +110,9 @@ class SampleNoise:
         return torch.searchsorted(cumulated, threshold, right=True)[..., 0]
 
 
-def sample_keys(seed: int, indices: list[int]) -> Key:
-    """The keys of samples: `fold_in(PRNGKey(seed), index)` each, data [B, 2]."""
-    key = jax_random.PRNGKey(seed)
-    return Key(torch.stack([jax_random.fold_in(key, index).data for index in indices]))
+def sample_noise(seed: int, indices: Sequence[int]) -> SampleNoise:
+    """The noise of the samples with these indices: keys `fold_in(PRNGKey(seed), index)`."""
+    return SampleNoise(jax_random.fold_in_each(jax_random.PRNGKey(seed), indices))
 
 
 Rng = Key | torch.Generator | Noise | None

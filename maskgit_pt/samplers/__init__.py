@@ -1,0 +1,55 @@
+"""Samplers: how masked tokens are filled in. All work with any of the networks.
+
+- "official": parallel decoding as Google's code does it;
+- "confidence": the sampler of the 2023 reproduction;
+- "random", "halton": in an order fixed beforehand;
+- "remdm": with remasking.
+
+A new sampler is a dataclass that extends `base.Sampler`, entered in `SAMPLERS`.
+"""
+
+import dataclasses
+from typing import Any
+
+from maskgit_pt.samplers.base import Predict, Sampler, State
+from maskgit_pt.samplers.confidence import ConfidenceSampler
+from maskgit_pt.samplers.official import OfficialSampler
+from maskgit_pt.samplers.ordered import HaltonSampler, RandomSampler, halton_order
+from maskgit_pt.samplers.remdm import RemdmSampler
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    sampler.name: sampler
+    for sampler in (OfficialSampler, ConfidenceSampler, RandomSampler, HaltonSampler, RemdmSampler)
+}
+
+__all__ = [
+    "SAMPLERS",
+    "ConfidenceSampler",
+    "HaltonSampler",
+    "OfficialSampler",
+    "Predict",
+    "RandomSampler",
+    "RemdmSampler",
+    "Sampler",
+    "State",
+    "create",
+    "halton_order",
+]
+
+
+def create(name: str, **settings: Any) -> Sampler:
+    """A sampler by its name; settings that are None keep their defaults.
+
+    Raises:
+      ValueError: an unknown sampler, a setting it does not have, or a value out of range.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler is {name!r}; known: {', '.join(SAMPLERS)}")
+    settings = {key: value for key, value in settings.items() if value is not None}
+    known = [field.name for field in dataclasses.fields(SAMPLERS[name])]
+    unknown = sorted(settings.keys() - set(known))
+    if unknown:
+        raise ValueError(f"sampler {name!r} has no {unknown[0]}; it takes {', '.join(known)}")
+    if settings.get("steps", 1) < 1:
+        raise ValueError(f"steps is {settings['steps']}; accepted: 1 or more")
+    return SAMPLERS[name](**settings)

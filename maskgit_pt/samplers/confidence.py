@@ -1,0 +1,105 @@
+"""The confidence sampler of the 2023 reproduction (Besnier & Chen, arXiv 2310.14400)."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from maskgit_pt.libml.rng import Noise
+from maskgit_pt.samplers.base import Sampler, State
+
+# Share of the tokens that a step decides, before normalisation, at r falling from 1 to 0.
+SCHEDULES = {
+    "root": lambda r: 1 - r.sqrt(),
+    "linear": lambda r: 1 - r,
+    "square": lambda r: 1 - r**2,
+    "cosine": lambda r: torch.cos(r * math.pi * 0.5),
+    "arccos": lambda r: torch.arccos(r) / (math.pi * 0.5),
+}
+CHOICES = ("linear", "warm_up", "random", "none")
+_WARM_UP_STEPS = 2
+
+
+@dataclasses.dataclass
+class ConfidenceSampler(Sampler):
+    """Decides a planned number of tokens a step, the most confident ones; what is decided stays.
+
+    The report's settings: 8 steps and choice_temperature 4.5 at 256 px, 15 steps and 7 at 512 px, both
+    with "arccos" and guidance 3 and 2.8 rising linearly. (Its `sm_temp` multiplies the logits: it is
+    one over our softmax temperature.)
+
+    Args:
+      steps: T.
+      schedule: of `SCHEDULES`: root, linear, square, cosine, arccos.
+      choice_temperature: factor of the Gumbel noise on the log confidences; only for "linear".
+      choice: "linear", noise that falls to 0 at the last step; "random", confidences are random numbers;
+        "warm_up", random for two steps, then the plain probability; "none", the plain probability.
+    """
+
+    steps: int = 12
+    schedule: str = "arccos"
+    choice_temperature: float = 4.5
+    choice: str = "linear"
+
+    name = "confidence"
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; known: {', '.join(SCHEDULES)}")
+        if self.choice not in CHOICES:
+            raise ValueError(f"choice is {self.choice!r}; known: {', '.join(CHOICES)}")
+
+    def counts(self, tokens: int) -> list[int]:
+        """How many tokens each step decides; sums to `tokens`.
+
+        With many steps for few tokens the last can be 0 or negative: sampling ends before it.
+        """
+        if self.steps == 1:
+            return [tokens]
+        share = SCHEDULES[self.schedule](torch.linspace(1, 0, self.steps))
+        counts = (share / share.sum() * tokens).round().clamp(min=1).int().tolist()
+        counts[-1] += tokens - sum(counts)
+        return counts
+
+    def begin(self, tokens: Tensor, unknown: Tensor | None = None) -> State:
+        """As for all samplers; `unknown` bool [B, n] marks more than the masked tokens as unknown."""
+        unknown = tokens < 0 if unknown is None else unknown
+        most = int(unknown.sum(-1).max()) if unknown.numel() else 0
+        counts, decided, last = self.counts(tokens.shape[1]), 0, -1
+        while decided < most:
+            last += 1
+            decided += counts[last]
+        return State(tokens, unknown, tokens, plan=(counts, last))
+
+    def last_step(self, state: State) -> int:
+        return state.plan[1]
+
+    def step(self, state: State, logits: Tensor, step: int, noise: Noise) -> State:
+        probs = logits.softmax(-1)
+        drawn = noise.categorical(logits, probs)  # [B, n], known tokens included
+        confidence = probs.gather(-1, drawn[..., None])[..., 0]
+        confidence = self._with_noise(confidence, step, noise)
+        confidence = confidence.masked_fill(~state.unknown, -torch.inf)
+        # Samples with fewer unknown tokens have a threshold of -inf and decide all of them.
+        top = confidence.topk(min(state.plan[0][step], confidence.shape[1]))
+        written = state.unknown & (confidence >= top.values[:, -1:])
+        # On ties more tokens are written than leave the mask, as in the report's code: the network sees
+        # them, and they may be drawn again.
+        tokens = torch.where(written, drawn, state.tokens)
+        unknown = state.unknown.scatter(1, top.indices, False)
+        return State(tokens, unknown, torch.where(state.unknown, drawn, state.tokens), state.plan)
+
+    def _with_noise(self, confidence: Tensor, step: int, noise: Noise) -> Tensor:
+        if self.choice == "linear":
+            progress = step / (self.steps - 1) if self.steps > 1 else 1.0
+            scale = self.choice_temperature * (1 - progress)
+            gumbel = noise.gumbel(confidence.shape, confidence.dtype, confidence.device)
+            return torch.log(confidence) + scale * gumbel
+        if self.choice == "random" or (self.choice == "warm_up" and step < _WARM_UP_STEPS):
+            return noise.uniform(confidence.shape, confidence.device)
+        return confidence
+
+    def masked_after(self, tokens: int) -> list[float]:
+        decided = torch.tensor(self.counts(tokens)).cumsum(0)
+        return [max(0.0, tokens - float(count)) for count in decided]

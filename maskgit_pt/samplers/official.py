@@ -1,0 +1,66 @@
+"""The official parallel decoding (Chang et al. 2022, section 3.2; official `parallel_decode.py`)."""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskgit_pt.libml import mask_schedule, parallel_decode
+from maskgit_pt.libml.rng import JaxNoise, Noise
+from maskgit_pt.samplers.base import Sampler, State
+
+
+@dataclasses.dataclass
+class OfficialSampler(Sampler):
+    """Keeps the most confident tokens of every step and masks the others again.
+
+    With a JAX key the tokens are those of `parallel_decode.decode`, class position in the noise included.
+
+    Args:
+      steps: T.
+      schedule: share of masked tokens, see `mask_schedule.schedule`.
+      choice_temperature: factor of the Gumbel noise on the log confidences, falling linearly to 0.
+    """
+
+    steps: int = 16
+    schedule: str = "cosine"
+    choice_temperature: float = 4.5
+
+    name = "official"
+
+    def __post_init__(self):
+        mask_schedule.schedule(0.5, 16, self.schedule)  # complains about an unknown one
+
+    def begin(self, tokens: Tensor) -> State:
+        state = super().begin(tokens)
+        unknown = state.unknown.sum(-1)
+        state.plan = parallel_decode.plan(
+            unknown, self.steps, self.choice_temperature, self.schedule
+        )
+        return state
+
+    def step(self, state: State, logits: Tensor, step: int, noise: Noise) -> State:
+        tokens, unknown = state.tokens, state.unknown
+        # The official noise covers the class token, which stands first; its draws are thrown away.
+        class_position = isinstance(noise, JaxNoise)
+        if class_position:
+            tokens, unknown = F.pad(tokens, (1, 0)), F.pad(unknown, (1, 0))
+            logits = F.pad(logits, (0, 0, 1, 0))
+        mask_lens, temperatures = state.plan
+        guess, tokens = parallel_decode.decide(
+            tokens, unknown, logits, mask_lens[step], temperatures[step], noise
+        )
+        if class_position:
+            guess, tokens = guess[:, 1:], tokens[:, 1:]
+        # Not where `tokens` is -1: where nothing is left to mask, known tokens are masked by no one.
+        return State(tokens, tokens < 0, guess, state.plan)
+
+    def masked_after(self, tokens: int) -> list[float]:
+        unknown = torch.tensor([tokens])
+        mask_lens, _ = parallel_decode.plan(unknown, self.steps, 0.0, self.schedule)
+        counts = [
+            max(0.0, min(float(count), tokens - 1 - step))
+            for step, count in enumerate(mask_lens[:, 0])
+        ]
+        return [*counts[:-1], 0.0]  # the last guess is whole

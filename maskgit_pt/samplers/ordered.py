@@ -1,0 +1,129 @@
+"""Samplers that decide tokens in an order fixed beforehand, whatever the network says."""
+
+import abc
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from maskgit_pt.libml import mask_schedule
+from maskgit_pt.libml.rng import Noise
+from maskgit_pt.samplers.base import Sampler, State
+
+
+@dataclasses.dataclass
+class OrderedSampler(Sampler):
+    """Step by step the next tokens of the order; what is decided stays.
+
+    Args:
+      steps: T.
+      schedule: share of masked tokens after each step: "arccos", or one of `mask_schedule.schedule`.
+    """
+
+    steps: int = 32
+    schedule: str = "arccos"
+
+    def __post_init__(self):
+        self._decided_after(torch.tensor([16]))  # complains about an unknown schedule
+
+    @abc.abstractmethod
+    def order(self, shape: torch.Size, noise: Noise, device: torch.device) -> Tensor:
+        """A number for each position, [B, n] or [n]: lower ones come first."""
+
+    def _decided_after(self, unknown: Tensor) -> Tensor:
+        """How many of `unknown` [B] tokens are decided after each step, int64 [T, B]."""
+        ratios = torch.arange(1, self.steps + 1)[:, None] / self.steps  # float32, [T, 1]
+        if self.schedule == "arccos":
+            share = 1 - torch.arccos(ratios) / (math.pi * 0.5)
+            decided = (share.to(unknown.device) * unknown).long()
+        else:
+            masked = mask_schedule.decoding_schedule(self.steps, unknown, self.schedule)
+            masked = (masked.to(unknown.device) * unknown).nan_to_num(0.0)
+            decided = unknown - torch.floor(masked).long()
+        at_least = torch.arange(1, self.steps + 1, device=unknown.device)[:, None]
+        decided = torch.maximum(decided, at_least).minimum(unknown)
+        decided[-1] = unknown
+        return decided
+
+    def begin(self, tokens: Tensor) -> State:
+        state = super().begin(tokens)
+        state.plan = (self._decided_after(state.unknown.sum(-1)), None)
+        return state
+
+    def step(self, state: State, logits: Tensor, step: int, noise: Noise) -> State:
+        decided_after, rank = state.plan
+        if rank is None:
+            # The place of each unknown token in the order of those that were unknown at the start.
+            order = self.order(state.tokens.shape, noise, state.tokens.device)
+            order = order.masked_fill(~state.unknown, torch.inf).expand_as(state.tokens)
+            rank = order.argsort(-1, stable=True).argsort(-1)
+        drawn = noise.categorical(logits, logits.softmax(-1))
+        now = state.unknown & (rank < decided_after[step][:, None])
+        guess = torch.where(state.unknown, drawn, state.tokens)
+        tokens = torch.where(now, drawn, state.tokens)
+        return State(tokens, state.unknown & ~now, guess, (decided_after, rank))
+
+    def masked_after(self, tokens: int) -> list[float]:
+        decided = self._decided_after(torch.tensor([tokens]))[:, 0]
+        return [tokens - float(count) for count in decided]
+
+
+@dataclasses.dataclass
+class RandomSampler(OrderedSampler):
+    """Every sample in a random order of its own: what confidence is compared with."""
+
+    name = "random"
+
+    def order(self, shape: torch.Size, noise: Noise, device: torch.device) -> Tensor:
+        return noise.uniform(shape, device)
+
+
+@dataclasses.dataclass
+class HaltonSampler(OrderedSampler):
+    """The order of a Halton sequence, which spreads the tokens of a step over the image.
+
+    Besnier et al., "Halton scheduler for masked generative image transformer", ICLR 2025. Unlike the
+    authors' code this one keeps known tokens, so that it can edit: they are left out of the order.
+
+    Args:
+      shift: start every sample at a random place of the order, which goes round (the authors' `randomize`).
+    """
+
+    shift: bool = False
+
+    name = "halton"
+
+    def order(self, shape: torch.Size, noise: Noise, device: torch.device) -> Tensor:
+        B, n = shape
+        side = math.isqrt(n)
+        if side * side != n:
+            raise ValueError(f"the Halton order is for square images; {n} tokens are not one")
+        place = halton_order(side).argsort().to(device)  # [n]: position -> place in the order
+        if self.shift:
+            start = (noise.uniform((B, 1), device) * n).long()  # [B, 1]
+            place = (place + start) % n
+        return place.float()
+
+
+def halton_order(side: int) -> Tensor:
+    """The positions (row * side + column) of a square grid in Halton order, int64 [side * side].
+
+    Point k = 1, 2, ... has row floor(side * phi2(k)) and column floor(side * phi3(k)), phi being the
+    radical inverse; each cell counts at its first visit.
+    """
+    cells = dict.fromkeys([])
+    point = 0
+    while len(cells) < side * side:
+        point += 1
+        cells.setdefault(_radical_inverse(point, 2, side) * side + _radical_inverse(point, 3, side))
+    return torch.tensor(list(cells))
+
+
+def _radical_inverse(k: int, base: int, side: int) -> int:
+    """floor(side * phi(k)) in whole numbers: phi mirrors the digits of k at the point."""
+    numerator, denominator = 0, 1
+    while k:
+        k, digit = divmod(k, base)
+        numerator, denominator = numerator * base + digit, denominator * base
+    return side * numerator // denominator
