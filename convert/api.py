@@ -79,6 +79,15 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[str, dict, dict[str, Tenso
         return checkpoint.kind, checkpoint.config, checkpoint.state_dict()
 
 
+def read_model(path: str | os.PathLike) -> tuple[str, dict, dict[str, Tensor]]:
+    """`load_checkpoint` with the model type of `config.json` in place of the kind.
+
+    Announced to `maskgit_pt` as an entry point, so that it loads files without knowing this package.
+    """
+    kind, config, state_dict = load_checkpoint(path)
+    return rules.model_type(kind), config, state_dict
+
+
 def convert(
     input: str | os.PathLike,
     output: str | os.PathLike,

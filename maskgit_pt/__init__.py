@@ -1,8 +1,22 @@
 """MaskGIT in PyTorch, equal to Google's JAX code; see README.md."""
 
+from typing import TYPE_CHECKING, Any
+
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 
+if TYPE_CHECKING:
+    from maskgit_pt.pipeline import MaskGIT
+
 __version__ = "0.1.0"
 
-__all__ = ["VQVAE", "Transformer"]
+__all__ = ["VQVAE", "MaskGIT", "Transformer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `MaskGIT` on first use: whoever wants the networks alone need not wait for Pillow."""
+    if name == "MaskGIT":
+        from maskgit_pt.pipeline import MaskGIT
+
+        return MaskGIT
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,11 +5,10 @@ import os
 from collections.abc import Callable
 
 import ml_collections
-import numpy as np
 import torch
-from PIL import Image, ImageFilter
 from torch import Tensor
 
+from maskgit_pt import editing
 from maskgit_pt.configs import maskgit_class_cond_config
 from maskgit_pt.libml import jax_random, parallel_decode
 from maskgit_pt.libml.rng import Rng
@@ -200,20 +199,13 @@ class ImageNet_class_conditional_generator:  # noqa: N801, the official name
         images = self._create_input_batch(image).to(self.tokenizer_model.quantizer.codebook.dtype)
         image_tokens = self.tokenizer_model.encode_to_indices(images)  # [B, h, w]
         latent_mask = torch.zeros(image_tokens.shape, device=self.device)
-        latent_mask[:, self._tokens(bbox.top, bbox.height), self._tokens(bbox.left, bbox.width)] = 1
+        rows = self._tokens(bbox.top, bbox.height)
+        latent_mask[:, rows, self._tokens(bbox.left, bbox.width)] = 1
         tokens = self.create_input_tokens_normal(target_label)  # class, then all masked
         tokens[:, 1:] = torch.where(
             latent_mask == 1, tokens[:, 1:].view_as(image_tokens), image_tokens
         ).flatten(1)
         return latent_mask, tokens
-
-    def _tokens(self, start: int, length: int) -> slice:
-        """The tokens that a stretch of pixels masks."""
-        patch = self.tokenizer_model.downsampling
-        # OFFICIAL QUIRK: the end counts whole tokens of start and of length apart, so a box that is not
-        # aligned may end one token early; the margin of one token covers it.
-        stop = length // patch + start // patch + 1
-        return slice(max(0, start // patch - 1), min(self.transformer_latent_size, stop))
 
     def composite_outputs(self, input: Tensor, latent_mask: Tensor, outputs: Tensor) -> Tensor:
         """Blends the generated images into the input along the blurred mask.
@@ -231,8 +223,8 @@ class ImageNet_class_conditional_generator:  # noqa: N801, the official name
 
     def composite_mask(self, latent_mask: Tensor) -> Tensor:
         """Token mask [h, w] -> blending weights float32 [image_size, image_size] in [0, 1]."""
-        size = self.image_size
-        mask = Image.fromarray(np.uint8(latent_mask.cpu().numpy() * 255.0))
-        mask = mask.resize((size, size))  # Pillow's default for 8-bit grey: bicubic
-        mask = mask.filter(ImageFilter.GaussianBlur(radius=size // 16 - 1))
-        return torch.from_numpy(np.float32(mask) / 255.0)
+        return editing.composite_mask(latent_mask, self.image_size)
+
+    def _tokens(self, start: int, length: int) -> slice:
+        patch = self.tokenizer_model.downsampling
+        return editing.box_tokens(start, length, patch, self.transformer_latent_size)

@@ -5,6 +5,7 @@ id.
 """
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import tempfile
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 CONFIG_NAME = "config.json"
+READERS = "maskgit_pt.checkpoint_readers"  # entry points of packages that read other files
 WEIGHTS_NAME = "model.safetensors"
 
 
@@ -90,6 +92,45 @@ class PretrainedMixin:
         config = {"model_type": self.model_type} | self.to_config()
         write_atomically(folder / WEIGHTS_NAME, data)
         write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def load_any(
+    path_or_hub_id: str | os.PathLike,
+    classes: list[type[PretrainedMixin]],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> PretrainedMixin:
+    """Loads whichever of `classes` a folder, a hub id or a checkpoint file holds, in evaluation mode.
+
+    Files (Google's, for example) are read by the packages that announce a reader under the entry point
+    `READERS`: a function from the path to (class name of ours, configuration, state dict).
+
+    Raises:
+      FileNotFoundError, ValueError: as `PretrainedMixin.from_pretrained`.
+    """
+    path = Path(path_or_hub_id)
+    if not path.is_file():
+        folder = find_folder(path_or_hub_id)
+        found = read_config(folder / CONFIG_NAME).get("model_type")
+        for cls in classes:
+            if cls.model_type == found:
+                return cls.from_pretrained(folder, device=device, dtype=dtype)
+    else:
+        readers = importlib.metadata.entry_points(group=READERS)
+        if not readers:
+            raise ValueError(
+                f"{path} is a file; reading files needs the project installed (pip install -e .)"
+            )
+        found, config, state = next(iter(readers)).load()(path)
+        for cls in classes:
+            if cls.model_type == found:
+                with without_values():
+                    model = cls.from_config(config)
+                model.load_state_dict(state, assign=True)
+                return model.to(device=device, dtype=dtype).eval()
+    accepted = ", ".join(repr(cls.model_type) for cls in classes)
+    raise ValueError(f"{path_or_hub_id}: model_type is {found!r}; accepted here: {accepted}")
 
 
 @contextlib.contextmanager

@@ -65,14 +65,14 @@ class Sampler(abc.ABC):
     def masked_after(self, tokens: int) -> list[float]:
         """How many of so many unknown tokens are still unknown after each step, as planned."""
 
-    def last_step(self, state: State) -> int:
-        """The number of the last step that has something to do."""
+    def last_step(self, state: State, start_step: int = 0) -> int:
+        """The number of the last step that has something to do, seen before the first one."""
         return self.steps - 1
 
     def run(
         self, tokens: Tensor, predict: Predict, rng: Rng, start_step: int = 0
     ) -> Iterator[State]:
-        """Yields the state after every step.
+        """Yields the state after every step; nothing where no step has something to do.
 
         Args:
           tokens: int64 [B, n], -1 where masked; everything else is kept.
@@ -91,7 +91,7 @@ class Sampler(abc.ABC):
             )
         noise = noise_of(rng)
         state = self.begin(tokens)
-        for step in range(start_step, self.last_step(state) + 1):
+        for step in range(start_step, self.last_step(state, start_step) + 1):
             logits = predict(state.tokens, step)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             state = self.step(state, logits, step, noise)

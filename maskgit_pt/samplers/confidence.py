@@ -66,14 +66,18 @@ class ConfidenceSampler(Sampler):
         """As for all samplers; `unknown` bool [B, n] marks more than the masked tokens as unknown."""
         unknown = tokens < 0 if unknown is None else unknown
         most = int(unknown.sum(-1).max()) if unknown.numel() else 0
-        counts, decided, last = self.counts(tokens.shape[1]), 0, -1
-        while decided < most:
-            last += 1
-            decided += counts[last]
-        return State(tokens, unknown, tokens, plan=(counts, last))
+        return State(tokens, unknown, tokens, plan=(self.counts(tokens.shape[1]), most))
 
-    def last_step(self, state: State) -> int:
-        return state.plan[1]
+    def last_step(self, state: State, start_step: int = 0) -> int:
+        counts, most = state.plan
+        decided, last = 0, start_step - 1
+        # Steps left out at the start are missed at the end: the last guess is whole all the same.
+        for count in counts[start_step:]:
+            if decided >= most or (count < 1 and last >= start_step):
+                break
+            decided += count
+            last += 1
+        return last
 
     def step(self, state: State, logits: Tensor, step: int, noise: Noise) -> State:
         probs = logits.softmax(-1)
@@ -82,7 +86,8 @@ class ConfidenceSampler(Sampler):
         confidence = self._with_noise(confidence, step, noise)
         confidence = confidence.masked_fill(~state.unknown, -torch.inf)
         # Samples with fewer unknown tokens have a threshold of -inf and decide all of them.
-        top = confidence.topk(min(state.plan[0][step], confidence.shape[1]))
+        count = max(state.plan[0][step], 1)
+        top = confidence.topk(min(count, confidence.shape[1]))
         written = state.unknown & (confidence >= top.values[:, -1:])
         # On ties more tokens are written than leave the mask, as in the report's code: the network sees
         # them, and they may be drawn again.

@@ -53,14 +53,14 @@ class OfficialSampler(Sampler):
         )
         if class_position:
             guess, tokens = guess[:, 1:], tokens[:, 1:]
-        # Not where `tokens` is -1: where nothing is left to mask, known tokens are masked by no one.
+        # After the last step, too, one token is still masked in `tokens`; the guess is whole.
         return State(tokens, tokens < 0, guess, state.plan)
 
     def masked_after(self, tokens: int) -> list[float]:
         unknown = torch.tensor([tokens])
         mask_lens, _ = parallel_decode.plan(unknown, self.steps, 0.0, self.schedule)
-        counts = [
-            max(0.0, min(float(count), tokens - 1 - step))
-            for step, count in enumerate(mask_lens[:, 0])
-        ]
-        return [*counts[:-1], 0.0]  # the last guess is whole
+        counts, masked = [], float(tokens)
+        for count in mask_lens[:-1, 0].tolist():
+            masked = max(min(count, masked - 1), min(1.0, masked))  # as in `decide`
+            counts.append(masked)
+        return [*counts, 0.0]  # the last guess is whole

@@ -48,9 +48,11 @@ class RemdmSampler(Sampler):
     def __post_init__(self):
         if self.remasking not in REMASKINGS:
             raise ValueError(f"remasking is {self.remasking!r}; known: {', '.join(REMASKINGS)}")
+        if not 0 < self.alpha_on < 1:
+            raise ValueError(f"alpha_on is {self.alpha_on}; accepted: between 0 and 1")
         most = 1.0
         if self.remasking == "loop":
-            most = (1 - self.alpha_on) / self.alpha_on
+            most = min(1.0, (1 - self.alpha_on) / self.alpha_on)
         if not 0 <= self.eta <= most:
             raise ValueError(f"eta is {self.eta}; accepted: 0 to {most:.4g} with {self.remasking}")
         if not 0 < self.t_off < self.t_on < 1:

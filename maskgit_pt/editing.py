@@ -1,0 +1,160 @@
+"""Editing pictures of any size: which part the model sees, which tokens are masked, how it is pasted back.
+
+Boxes and compositing are the official ones (official `inference.py`); pixel masks, crops and extension are
+ours.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from maskgit_pt.utils import Bbox, to_pil
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """The square of a picture, in pixels, that the model sees."""
+
+    top: int
+    left: int
+    size: int
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """This part of [H, W, ...]."""
+        return array[self.top : self.top + self.size, self.left : self.left + self.size]
+
+
+def box_tokens(start: int, length: int, patch: int, side: int) -> slice:
+    """The tokens that a stretch of pixels masks, with a margin of one token, as official."""
+    # OFFICIAL QUIRK: the end counts whole tokens of start and of length apart, so a box that is not
+    # aligned may end one token early; the margin of one token covers it.
+    stop = length // patch + start // patch + 1
+    return slice(max(0, start // patch - 1), min(side, stop))
+
+
+def box_token_mask(box: Bbox, crop: Crop, image_size: int, patch: int) -> Tensor:
+    """The tokens bool [h, w] of a box given in pixels of the picture; official where crop and model agree."""
+    side = image_size // patch
+    scale = image_size / crop.size
+
+    def stretch(start: int, length: int) -> slice:
+        first = int(np.floor(start * scale))
+        last = int(np.ceil((start + length) * scale))
+        return box_tokens(first, last - first, patch, side)
+
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    mask[stretch(box.top - crop.top, box.height), stretch(box.left - crop.left, box.width)] = True
+    return mask
+
+
+def pixel_token_mask(mask: np.ndarray, crop: Crop, side: int) -> Tensor:
+    """The tokens bool [side, side] that hold a masked pixel of `mask` [H, W], and their neighbours.
+
+    The margin of one token is that of the official boxes: compositing blends over it.
+    """
+    rows, columns = np.nonzero(crop.of(mask))
+    tokens = torch.zeros(side, side)
+    tokens[rows * side // crop.size, columns * side // crop.size] = 1
+    return F.max_pool2d(tokens[None, None], 3, stride=1, padding=1)[0, 0] > 0
+
+
+def choose_crop(shape: tuple[int, int], mask: np.ndarray, minimum: int = 1) -> Crop:
+    """The largest square of a picture [H, W] that holds all masked pixels, as central to them as can be.
+
+    Raises:
+      ValueError: nothing is masked, or no square inside the picture holds all of it.
+    """
+    H, W = shape
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        raise ValueError("the mask selects nothing; white (128 to 255) is what is regenerated")
+    size = min(H, W)
+    height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+    if max(height, width) > size:
+        raise ValueError(
+            f"what is to be regenerated spans {height} x {width} pixels (height x width); accepted: at most "
+            f"{size} x {size}, the largest square in a picture of {H} x {W}; do it in parts"
+        )
+    top = (rows[0] + rows[-1] + 1 - size) // 2
+    left = (columns[0] + columns[-1] + 1 - size) // 2
+    return Crop(int(np.clip(top, 0, H - size)), int(np.clip(left, 0, W - size)), size)
+
+
+def box_mask(box: Bbox, shape: tuple[int, int]) -> np.ndarray:
+    """The box as pixels, bool [H, W].
+
+    Raises:
+      ValueError: it reaches beyond the picture.
+    """
+    H, W = shape
+    if box.top + box.height > H or box.left + box.width > W:
+        raise ValueError(
+            f"box top {box.top}, left {box.left}, height {box.height}, width {box.width} reaches outside "
+            f"the picture of {H} x {W} pixels (height x width)"
+        )
+    mask = np.zeros(shape, bool)
+    mask[box.top : box.top + box.height, box.left : box.left + box.width] = True
+    return mask
+
+
+def extend(
+    picture: np.ndarray, margins: tuple[int, int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Adds margins to [H, W, 3] for outpainting.
+
+    Args:
+      picture: uint8.
+      margins: pixels to add at the top, right, bottom and left.
+
+    Returns:
+      The larger picture, its edges repeated outwards, and what is new, bool [H', W'].
+    """
+    top, right, bottom, left = margins
+    pads = ((top, bottom), (left, right))
+    new = np.pad(np.zeros(picture.shape[:2], bool), pads, constant_values=True)
+    return np.pad(picture, (*pads, (0, 0)), mode="edge"), new
+
+
+def to_model(picture: np.ndarray, crop: Crop, image_size: int) -> Tensor:
+    """The crop of uint8 [H, W, 3] at the model's size: float32 [3, image_size, image_size] in [0, 1]."""
+    part = Image.fromarray(np.ascontiguousarray(crop.of(picture)))
+    if crop.size != image_size:
+        part = part.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.float32(part) / 255.0).permute(2, 0, 1)
+
+
+def composite_mask(latent_mask: Tensor, image_size: int) -> Tensor:
+    """Token mask [h, w] (0 or 1) -> official blending weights float32 [image_size, image_size] in [0, 1]."""
+    mask = Image.fromarray(np.uint8(latent_mask.cpu().numpy() * 255.0))
+    mask = mask.resize((image_size, image_size))  # Pillow's default for 8-bit grey: bicubic
+    mask = mask.filter(ImageFilter.GaussianBlur(radius=image_size // 16 - 1))
+    return torch.from_numpy(np.float32(mask) / 255.0)
+
+
+def paste(picture: np.ndarray, crop: Crop, generated: Tensor, weights: Tensor) -> Tensor:
+    """Blends a generated image into the picture.
+
+    Args:
+      picture: uint8 [H, W, 3].
+      crop: where the image belongs.
+      generated: [3, S, S], the model's size; clipped to [0, 1].
+      weights: [S, S] in [0, 1], from `composite_mask`.
+
+    Returns:
+      float32 [3, H, W] in [0, 1]; exactly `picture / 255` where the weight is 0.
+    """
+    result = torch.from_numpy(np.float32(picture) / 255.0).permute(2, 0, 1).clone()
+    generated, weights = generated.detach().float().cpu().clamp(0, 1), weights.cpu()
+    if crop.size != generated.shape[-1]:
+        size = (crop.size, crop.size)
+        scaled = to_pil(generated).resize(size, Image.Resampling.BICUBIC)
+        generated = torch.from_numpy(np.float32(scaled) / 255.0).permute(2, 0, 1)
+        scaled = Image.fromarray(weights.numpy()).resize(size, Image.Resampling.BICUBIC)
+        weights = torch.from_numpy(np.array(scaled)).clamp(0, 1)
+    part = result[:, crop.top : crop.top + crop.size, crop.left : crop.left + crop.size]
+    part.copy_(generated * weights + (1 - weights) * part)
+    return result

@@ -1,0 +1,506 @@
+"""`MaskGIT`: both networks as one object that generates, edits and reconstructs."""
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from maskgit_pt import editing, samplers
+from maskgit_pt.libml import guidance as guidance_lib
+from maskgit_pt.libml.rng import Rng, sample_noise
+from maskgit_pt.nets.besnier_transformer import BesnierTransformer
+from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.nets.vqgan_tokenizer import VQVAE
+from maskgit_pt.pretrained import load_any
+from maskgit_pt.utils import Bbox
+
+TRANSFORMERS = [Transformer, BesnierTransformer]
+TOKENIZERS = [VQVAE]
+_DECODED_PIXELS = 2**20  # in one call of the tokenizer, on a GPU: 16 images of 256 px
+
+
+@dataclasses.dataclass
+class Result:
+    """Pictures and what they were made of, on the CPU.
+
+    Attributes:
+      images: float32 [B, 3, H, W] in [0, 1].
+      tokens: int64 [B, h, w].
+      masks: bool [B, S, h, w], what was still unknown after each step; None unless asked for.
+      guesses: int64 [B, S, h, w], the whole guess of each step; None unless asked for.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    masks: Tensor | None = None
+    guesses: Tensor | None = None
+
+
+@dataclasses.dataclass
+class Decoding:
+    """How tokens are drawn.
+
+    Attributes:
+      sampler: see `maskgit_pt.samplers`.
+      guidance: w of classifier-free guidance; 0 for none. It is meant for weights that were trained with
+        dropped labels, which Google's were not.
+      guidance_schedule: see `libml.guidance.weights`.
+      softmax_temperature: the logits are divided by it.
+      start_step: the first step to do.
+    """
+
+    sampler: samplers.Sampler
+    guidance: float = 0.0
+    guidance_schedule: str = "linear"
+    softmax_temperature: float = 1.0
+    start_step: int = 0
+
+    def __post_init__(self):
+        if not self.softmax_temperature > 0:
+            raise ValueError(
+                f"softmax_temperature is {self.softmax_temperature}; accepted: above 0"
+            )
+        if self.guidance < 0:
+            raise ValueError(f"guidance is {self.guidance}; accepted: 0 or more")
+        if not 0 <= self.start_step < self.sampler.steps:
+            raise ValueError(
+                f"start_step is {self.start_step}; accepted: 0 to {self.sampler.steps - 1}, "
+                "less than steps"
+            )
+
+
+class MaskGIT:
+    """Generates, edits and reconstructs images.
+
+    Args:
+      transformer, tokenizer: the networks, in evaluation mode.
+
+    Raises:
+      ValueError: they do not fit each other.
+    """
+
+    def __init__(self, transformer: Transformer | BesnierTransformer, tokenizer: VQVAE):
+        self.transformer = transformer.eval()
+        self.tokenizer = tokenizer.eval()
+        self.num_codes = tokenizer.config.vqvae.codebook_size
+        self.num_tokens, self.num_classes = _sizes(transformer, self.num_codes)
+        self.side = int(self.num_tokens**0.5)
+        self.image_size = self.side * tokenizer.downsampling
+        if self.num_classes < 1 or self.side**2 != self.num_tokens:
+            raise ValueError(
+                f"a transformer for {self.num_tokens} tokens with {transformer.to_config()} does not fit "
+                f"a tokenizer of {self.num_codes} codes; accepted: codes + classes + 1 ids, "
+                "side**2 tokens"
+            )
+        self._code_logits = transformer.code_logits
+        self._decode = tokenizer.decode_from_indices
+        self._static = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike,
+        tokenizer: str | os.PathLike | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> "MaskGIT":
+        """Loads both networks.
+
+        Args:
+          model: the transformer: a folder, a checkpoint file of Google's, or a Hugging Face hub id; or
+            a folder from `save_pretrained`, which holds both.
+          tokenizer: likewise.
+          device: where to.
+          dtype: default: as stored.
+
+        Raises:
+          FileNotFoundError, ValueError: see `pretrained.load_any`; or the two do not fit.
+        """
+        if tokenizer is None:
+            model, tokenizer = Path(model) / "transformer", Path(model) / "tokenizer"
+            if not (model.is_dir() and tokenizer.is_dir()):
+                raise FileNotFoundError(
+                    f"{model.parent}: holds no folders transformer and tokenizer; name the tokenizer too"
+                )
+        transformer = load_any(model, TRANSFORMERS, device=device, dtype=dtype)
+        both = cls(transformer, load_any(tokenizer, TOKENIZERS, device=device, dtype=dtype))
+        _check_resolution(both.image_size, tokenizer)
+        if both.device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+            both.tokenizer.to(memory_format=torch.channels_last)
+        return both
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes both networks into the folders `transformer` and `tokenizer` of `folder`."""
+        self.transformer.save_pretrained(Path(folder) / "transformer")
+        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.tokenizer.quantizer.codebook.device
+
+    def compile(self) -> "MaskGIT":
+        """Compiles both networks with `torch.compile`, with CUDA graphs on a GPU; returns itself.
+
+        The first batch of each size then takes a minute or more.
+        """
+        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+        options = {"mode": mode, "dynamic": False}
+        self._code_logits = torch.compile(self.transformer.code_logits, **options)
+        self._decode = torch.compile(self.tokenizer.decode_from_indices, **options)
+        self._static = True
+        return self
+
+    def generate(
+        self,
+        labels: int | Sequence[int] | Tensor,
+        *,
+        seed: int = 42,
+        rng: Rng = None,
+        batch_size: int = 8,
+        first_index: int = 0,
+        return_steps: bool = False,
+        progress: bool = False,
+        **decoding: Any,
+    ) -> Result:
+        """Generates one image a label.
+
+        Args:
+          labels: class ids in 0 ... num_classes - 1.
+          seed: with `first_index` it determines every image: image i of seed s is the same in any batch.
+          rng: other noise: a JAX key (all labels in one batch: the images of JAX for this key and batch)
+            or a `torch.Generator`.
+          batch_size: images at a time.
+          first_index: index of the first image; raise it to go on with other images of the same seed.
+          return_steps: also return masks and guesses of every step.
+          progress: show a bar.
+          **decoding: `sampler` (a name or a `samplers.Sampler`; default "official"), the settings of that
+            sampler (`steps`, `schedule`, `choice_temperature`, ...), and the fields of `Decoding`.
+
+        Raises:
+          ValueError: no such class, or a setting out of range.
+        """
+        labels = self._labels(labels)
+        options = self.decoding(**decoding)
+        batches = [labels] if rng is not None else labels.split(batch_size)
+        results = []
+        with tqdm(total=len(labels), unit="img", disable=not progress) as bar:
+            for number, batch in enumerate(batches):
+                first = first_index + number * batch_size
+                noise = rng or sample_noise(seed, range(first, first + len(batch)))
+                results.append(self.sample(batch, noise, options, return_steps=return_steps))
+                bar.update(len(batch))
+        return _join(results)
+
+    def edit(
+        self,
+        image: Image.Image | np.ndarray | Tensor | str | os.PathLike,
+        labels: int | Sequence[int] | Tensor,
+        *,
+        box: Bbox | Sequence[int] | None = None,
+        mask: Image.Image | np.ndarray | None = None,
+        extend: Sequence[int] | None = None,
+        seed: int = 42,
+        rng: Rng = None,
+        first_index: int = 0,
+        return_steps: bool = False,
+        **decoding: Any,
+    ) -> Result:
+        """Regenerates part of a picture, once a label.
+
+        The largest square around that part is what the model sees, at its own size; the result is blended
+        into the picture by the official compositing. Outside the blend the picture stays as it is.
+
+        Args:
+          image: a picture of any size, or its path; an array is uint8 [H, W, 3], a tensor [3, H, W] in
+            [0, 1].
+          labels: class of the new content.
+          box: top, left, height, width in pixels: what to regenerate; or
+          mask: uint8 or bool [H, W] of the picture's size, 128 and more (True) where to regenerate; or
+          extend: pixels to add at the top, right, bottom and left, to be filled in (outpainting).
+          seed, rng, first_index, return_steps, **decoding: as in `generate`; the default is official, 12
+            steps from step 2 on.
+
+        Returns:
+          images of the picture's size (extended, if asked for); tokens of the square.
+
+        Raises:
+          ValueError: not one of box, mask and extend; a box outside the picture; a mask of another size.
+        """
+        edit = self.prepare_edit(image, box=box, mask=mask, extend=extend)
+        labels = self._labels(labels)
+        options = self.decoding(**_edit_defaults(decoding))
+        noise = rng or sample_noise(seed, range(first_index, first_index + len(labels)))
+        tokens = edit.tokens.expand(len(labels), -1)
+        result = self.sample(labels, noise, options, tokens=tokens, return_steps=return_steps)
+        result.images = torch.stack([edit.finish(generated) for generated in result.images])
+        return result
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor, batch_size: int = 8) -> Result:
+        """Through the tokenizer and back.
+
+        Args:
+          images: float [B, 3, H, W] in [0, 1], sides a multiple of the tokenizer's 16 pixels.
+          batch_size: at a time.
+        """
+        patch = self.tokenizer.downsampling
+        if images.ndim != 4 or images.shape[1] != 3 or any(s % patch for s in images.shape[2:]):
+            raise ValueError(
+                f"images have shape {list(images.shape)}; accepted: [B, 3, H, W], H and W multiples of "
+                f"{patch}"
+            )
+        tokens = torch.cat([self._encode(batch) for batch in images.split(batch_size)])
+        return Result(self.tokens_to_images(tokens), tokens.cpu())
+
+    @torch.inference_mode()
+    def tokens_to_images(self, tokens: Tensor) -> Tensor:
+        """int64 [B, h, w] -> images float32 [B, 3, H, W] in [0, 1], on the CPU."""
+        return self._decode_in_chunks(tokens).cpu()
+
+    def decoding(self, sampler: str | samplers.Sampler = "official", **settings: Any) -> Decoding:
+        """Checked settings: fields of `Decoding`, the others go to the sampler.
+
+        Raises:
+          ValueError: an unknown or wrong setting; more steps than tokens.
+        """
+        names = {field.name for field in dataclasses.fields(Decoding)} & settings.keys()
+        own = {name: settings.pop(name) for name in names}
+        if isinstance(sampler, str):
+            sampler = samplers.create(sampler, **settings)
+        elif settings:
+            raise ValueError(f"{next(iter(settings))} is a setting of the sampler: give it there")
+        if sampler.steps > self.num_tokens and not sampler.more_steps_than_tokens:
+            raise ValueError(
+                f"steps is {sampler.steps}; accepted: 1 to {self.num_tokens}, the number of tokens"
+            )
+        options = Decoding(sampler, **own)
+        self._weights(options)  # complains about an unknown schedule
+        return options
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        labels: Tensor,
+        rng: Rng,
+        options: Decoding,
+        *,
+        tokens: Tensor | None = None,
+        return_steps: bool = False,
+    ) -> Result:
+        """One batch; see `generate`.
+
+        Args:
+          labels: int64 [B].
+          rng: the noise of this batch.
+          options: from `decoding`.
+          tokens: int64 [B, h*w] to start from, -1 where unknown; default: all unknown.
+          return_steps: as in `generate`.
+        """
+        labels = labels.to(self.device)
+        if tokens is None:
+            tokens = torch.full((len(labels), self.num_tokens), samplers.base.MASK)
+        weights = self._weights(options)
+        predict = functools.partial(self._predict, labels, weights, options.softmax_temperature)
+        masks, guesses, guess = [], [], tokens.to(self.device)
+        for state in options.sampler.run(guess, predict, rng, options.start_step):
+            guess = state.guess
+            if return_steps:
+                masks.append(state.unknown)
+                guesses.append(guess)
+        guess = guess.clamp(0, self.num_codes - 1)  # Besnier's network can draw its mask id
+        grid = (self.side, self.side)
+        result = Result(self._decode_in_chunks(guess.unflatten(1, grid)), guess.unflatten(1, grid))
+        if return_steps:
+            # The official loop leaves one token masked in its last state, yet its last guess is whole.
+            masks[-1:] = [torch.zeros_like(mask) for mask in masks[-1:]]
+            stacked = [torch.stack(steps, 1).unflatten(2, grid) for steps in (masks, guesses)]
+            result.masks, result.guesses = stacked[0].cpu(), stacked[1].cpu()
+            result.guesses = result.guesses.clamp(0, self.num_codes - 1)
+        result.images, result.tokens = result.images.cpu(), result.tokens.cpu()
+        return result
+
+    def _weights(self, options: Decoding) -> list[float]:
+        """The guidance of every step."""
+        masked_after = options.sampler.masked_after(self.num_tokens)
+        return guidance_lib.weights(
+            options.guidance_schedule, options.guidance, masked_after, self.num_tokens
+        )
+
+    def _predict(
+        self, labels: Tensor, weights: list[float], temperature: float, tokens: Tensor, step: int
+    ) -> Tensor:
+        """Logits [B, n, K] of one step, guided and divided by the temperature."""
+        # On a CPU one sample at a time: as fast, and a sample's last bits do not hang on its neighbours.
+        size = 1 if self.device.type == "cpu" else len(tokens)
+        logits = [
+            self._guided(tokens[i : i + size], labels[i : i + size], weights[step])
+            for i in range(0, len(tokens), size)
+        ]
+        logits = torch.cat(logits) if len(logits) > 1 else logits[0]
+        return logits if temperature == 1.0 else logits / temperature
+
+    def _guided(self, tokens: Tensor, labels: Tensor, weight: float) -> Tensor:
+        if self._static and self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        if weight == 0:
+            return self._code_logits(tokens, labels, self.num_codes)
+        both = torch.cat([tokens, tokens]), torch.cat([labels, torch.full_like(labels, -1)])
+        conditional, unconditional = self._code_logits(*both, self.num_codes).chunk(2)
+        return guidance_lib.guide(conditional, unconditional, weight)
+
+    def _decode_in_chunks(self, tokens: Tensor) -> Tensor:
+        """int64 [B, h, w] -> float32 [B, 3, H, W] in [0, 1], a few images at a time."""
+        pixels = tokens[0].numel() * self.tokenizer.downsampling**2 if len(tokens) else 1
+        size = 1 if self.device.type == "cpu" else max(1, _DECODED_PIXELS // pixels)
+        images = []
+        for chunk in tokens.to(self.device).split(size):
+            if self._static and self.device.type == "cuda":
+                torch.compiler.cudagraph_mark_step_begin()
+            images.append(self._decode(chunk).float().clamp(0, 1))
+        return torch.cat(images)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> int64 [B, h, w], on the device of the weights."""
+        return self.tokenizer.encode_to_indices(images.to(self.tokenizer.quantizer.codebook))
+
+    @torch.inference_mode()
+    def prepare_edit(
+        self, image: Any, *, box: Any = None, mask: Any = None, extend: Any = None
+    ) -> "Edit":
+        """What `edit` works out of its arguments before anything is generated."""
+        picture = _as_picture(image)
+        if sum(given is not None for given in (box, mask, extend)) != 1:
+            raise ValueError("what to regenerate is not clear; accepted: one of box, mask, extend")
+        shape = picture.shape[:2]
+        if extend is not None:
+            if len(extend) != 4 or min(extend) < 0:
+                raise ValueError(
+                    f"extend is {extend}; accepted: top, right, bottom, left, 0 or more"
+                )
+            picture, pixels = editing.extend(picture, tuple(extend))
+        elif box is not None:
+            box = box if isinstance(box, Bbox) else Bbox(*box)
+            pixels = editing.box_mask(box, shape)
+        else:
+            pixels = _as_mask(mask, shape)
+        crop = editing.choose_crop(picture.shape[:2], pixels)
+        if box is not None:
+            patch = self.tokenizer.downsampling
+            masked = editing.box_token_mask(box, crop, self.image_size, patch)
+        else:
+            masked = editing.pixel_token_mask(pixels, crop, self.side)
+        model_image = editing.to_model(picture, crop, self.image_size)
+        tokens = self._encode(model_image[None])[0].cpu()
+        tokens = tokens.masked_fill(masked, samplers.base.MASK).flatten()
+        weights = editing.composite_mask(masked, self.image_size)
+        return Edit(picture, crop, masked, tokens, weights)
+
+    def _labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
+        labels = torch.as_tensor(labels).long().cpu().reshape(-1)
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(wrong):
+            raise ValueError(f"label is {int(wrong[0])}; accepted: 0 to {self.num_classes - 1}")
+        if not len(labels):
+            raise ValueError("no labels; accepted: one class id or several")
+        return labels
+
+
+@dataclasses.dataclass
+class Edit:
+    """A picture made ready for regenerating part of it.
+
+    Attributes:
+      picture: uint8 [H, W, 3].
+      crop: what of it the model sees.
+      token_mask: bool [h, w], what is regenerated.
+      tokens: int64 [h*w], -1 where masked.
+      weights: float32 [S, S], how much of the new image counts.
+    """
+
+    picture: np.ndarray
+    crop: editing.Crop
+    token_mask: Tensor
+    tokens: Tensor
+    weights: Tensor
+
+    def finish(self, generated: Tensor) -> Tensor:
+        """The picture with a generated image [3, S, S] blended in: float32 [3, H, W]."""
+        return editing.paste(self.picture, self.crop, generated, self.weights)
+
+
+def _edit_defaults(decoding: dict[str, Any]) -> dict[str, Any]:
+    """12 steps from step 2 on, as official, where nothing else is asked for."""
+    if decoding.get("sampler", "official") == "official":
+        steps = decoding.get("steps") or 12
+        return {"start_step": min(2, steps - 1)} | decoding | {"steps": steps}
+    return decoding
+
+
+def _sizes(transformer: Transformer | BesnierTransformer, num_codes: int) -> tuple[int, int]:
+    """Image tokens and classes of a transformer."""
+    config = transformer.to_config()
+    if isinstance(transformer, BesnierTransformer):
+        if config["num_codes"] != num_codes:
+            raise ValueError(
+                f"the transformer has {config['num_codes']} codes, the tokenizer {num_codes}"
+            )
+        return config["num_tokens"], config["num_classes"]
+    return config["max_position_embeddings"] - 1, config["vocab_size"] - num_codes - 1
+
+
+def _check_resolution(image_size: int, tokenizer: str | os.PathLike) -> None:
+    """Tokenizers of 256 and 512 px have the same shapes; only the name of the file tells them apart."""
+    stated = re.findall(r"(?<!\d)(256|512)(?!\d)", Path(tokenizer).name)
+    if stated and image_size in (256, 512) and int(stated[-1]) != image_size:
+        raise ValueError(
+            f"{tokenizer}: a tokenizer for {stated[-1]} px by its name, while the model makes images of "
+            f"{image_size} px; give the one for {image_size} px (or rename it)"
+        )
+
+
+def _join(results: list[Result]) -> Result:
+    def join(name: str) -> Tensor | None:
+        parts = [getattr(result, name) for result in results]
+        return None if parts[0] is None else torch.cat(parts)
+
+    return Result(*(join(field.name) for field in dataclasses.fields(Result)))
+
+
+def _as_picture(image: Any) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture, its path, an array or a tensor."""
+    if isinstance(image, str | os.PathLike):
+        with Image.open(image) as file:
+            image = file.convert("RGB")
+    if isinstance(image, Image.Image):
+        image = image.convert("RGB")
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    picture = np.asarray(image)
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ValueError(
+            f"image has shape {list(picture.shape)} and dtype {picture.dtype}; accepted: uint8 [H, W, 3]"
+        )
+    return picture
+
+
+def _as_mask(mask: Any, shape: tuple[int, int]) -> np.ndarray:
+    """bool [H, W]."""
+    array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
+    if array.shape != shape:
+        found = " x ".join(map(str, array.shape))
+        raise ValueError(
+            f"mask has {found} pixels (height x width); accepted: those of the picture, "
+            f"{shape[0]} x {shape[1]}"
+        )
+    return array if array.dtype == bool else array >= 128
