@@ -57,7 +57,7 @@ class OrderedSampler(Sampler):
             # The place of each unknown token in the order of those that were unknown at the start.
             order = self.order(state.tokens.shape, noise, state.tokens.device)
             order = order.masked_fill(~state.unknown, torch.inf).expand_as(state.tokens)
-            rank = order.argsort(-1, stable=True).argsort(-1)
+            rank = order.argsort(dim=-1, stable=True).argsort(-1)
         drawn = noise.categorical(logits, logits.softmax(-1))
         now = state.unknown & (rank < decided_after[step][:, None])
         guess = torch.where(state.unknown, drawn, state.tokens)
