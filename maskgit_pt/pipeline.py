@@ -239,7 +239,7 @@ class MaskGIT:
         """
         edit = self.prepare_edit(image, box=box, mask=mask, extend=extend)
         labels = self._labels(labels)
-        options = self.decoding(**_edit_defaults(decoding))
+        options = self.decoding(**edit_defaults(decoding))
         noise = rng or sample_noise(seed, range(first_index, first_index + len(labels)))
         tokens = edit.tokens.expand(len(labels), -1)
         result = self.sample(labels, noise, options, tokens=tokens, return_steps=return_steps)
@@ -439,7 +439,7 @@ class Edit:
         return editing.paste(self.picture, self.crop, generated, self.weights)
 
 
-def _edit_defaults(decoding: dict[str, Any]) -> dict[str, Any]:
+def edit_defaults(decoding: dict[str, Any]) -> dict[str, Any]:
     """12 steps from step 2 on, as official, where nothing else is asked for."""
     if decoding.get("sampler", "official") == "official":
         steps = decoding.get("steps") or 12

@@ -1,94 +1,365 @@
-"""Command line: `python -m maskgit_pt.sample`, class-conditional pictures from a converted model."""
+"""Command line: `python -m maskgit_pt.sample`, pictures of ImageNet classes, and edited pictures."""
 
+import datetime
+import functools
+import hashlib
+import os
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from absl import flags
+from torch import Tensor
 
-from maskgit_pt import command_line
+from maskgit_pt import command_line, imagenet, samplers
+from maskgit_pt.command_line import UsageError
+from maskgit_pt.libml import jax_random
+from maskgit_pt.libml.rng import Rng, sample_noise
+from maskgit_pt.sample_folder import Sample, SampleFolder, read_settings
 
 PROGRAM = "python -m maskgit_pt.sample"
 USAGE = """\
-Generates images of ImageNet classes with MaskGIT.
+Generates images of ImageNet classes with MaskGIT, or regenerates part of a picture.
 
-  python -m maskgit_pt.sample --model=maskgit256 --tokenizer=tokenizer256 --labels=90,207
+  python -m maskgit_pt.sample --model=maskgit256 --tokenizer=tokenizer256 --labels=lorikeet,207
+  python -m maskgit_pt.sample --model=maskgit256 --tokenizer=tokenizer256 --labels=all \\
+      --num_samples=50000 --steps=8 --batch_size=64 --dtype=bfloat16 --compile
+  python -m maskgit_pt.sample --model=maskgit512 --tokenizer=tokenizer512 --labels=345 \\
+      --edit=photo.png --box=64,32,128,144
 
-writes one PNG an image, named by class and index, and grid.png with a row a class. With the default
---rng=jax each class is one batch with its own key, split from PRNGKey(seed) in the order of
---labels: the first class of seed 42 with 8 samples and 16 steps is what the official notebook
-shows."""
+Writes into --output one PNG an image, named by class and index (it holds label and tokens as text), a grid,
+samples.npz as the ADM evaluator reads it, and tokens.npy. Labels take turns: sample i has label i modulo
+their number. Interrupted, the same command goes on; with a larger --num_samples it adds to the set. Under
+`torchrun --nproc_per_node=GPUS -m maskgit_pt.sample ...` the processes share the work.
+
+Sample i depends on --seed and i alone, not on the batch or the number of processes. With --rng=jax the
+noise is that of the official JAX code instead, where it depends on the batch: every batch of --batch_size
+is of one class and has its own key, split from PRNGKey(seed) in turn; the first batch of 8 samples of seed
+42 with 16 steps is what the official notebook shows."""
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "model", None, "Transformer: a folder or Hugging Face hub id.", flag_values=FLAGS, required=True
+string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+number = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
+boolean = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
+
+_WHAT = "a folder, a checkpoint file of Google's, or a Hugging Face hub id"
+string("model", None, f"Transformer: {_WHAT}; or a folder with both networks.", required=True)
+string("tokenizer", None, f"Tokenizer: {_WHAT}.")
+string("labels", None, "Class ids, ranges, ImageNet names, or all: 90,200-205,golden retriever.")
+integer("num_samples", None, "Images in all. Default: 8 a label.", lower_bound=1)
+integer("seed", 42, "Seed of the noise.", lower_bound=0)
+enum("rng", "index", ["index", "jax"], "Noise by the sample's index, or that of the JAX code.")
+boolean("partitionable", False, "With --rng=jax: the layout of JAX's streams since 0.5.")
+integer("batch_size", 8, "Images at a time, in each process.", lower_bound=1)
+enum("sampler", "official", sorted(samplers.SAMPLERS), "How tokens are filled in.")
+integer("steps", None, "Decoding steps. Default: 16 official (12 editing), 12 confidence, 32 random and "
+        "halton, 64 remdm.", lower_bound=1)  # fmt: skip
+string("schedule", None, "How fast tokens are decided. official: cosine (default), uniform, pow2.5, "
+       "log, exp; confidence: arccos (default), root, linear, square, cosine; random and halton: arccos "
+       "(default) or those of official.")  # fmt: skip
+number("choice_temperature", None, "Noise in choosing tokens, official and confidence. Default: 4.5.",
+       lower_bound=0)  # fmt: skip
+enum("choice", None, ["linear", "warm_up", "random", "none"],
+     "confidence: which randomness in choosing tokens. Default: linear.")  # fmt: skip
+enum("remasking", None, ["rescale", "cap", "conf", "loop", "none"],
+     "remdm: which tokens are masked again. Default: rescale.")  # fmt: skip
+number("eta", None, "remdm: strength of remasking. Default: 0.05.", lower_bound=0)
+boolean("shift", None, "halton: start each sample at a random place of the order.")
+number("softmax_temperature", 1.0, "The logits are divided by it.")
+number("guidance", 0.0, "Classifier-free guidance w: logits = (1 + w) conditional - w unconditional. For "
+       "weights trained with dropped labels, which Google's are not.", lower_bound=0)  # fmt: skip
+string("guidance_schedule", "linear", "constant, linear (in the steps), linear-r (in the share of decided "
+       "tokens), power-cosine4 (any power).")  # fmt: skip
+integer("start_step", None, "First step. Default: 0; editing with the official sampler: 2.",
+        lower_bound=0)  # fmt: skip
+string("edit", None, "A picture of any size to regenerate part of.")
+string("box", None, "With --edit: top,left,height,width in pixels, what to regenerate.")
+string("mask", None, "With --edit: a picture of its size, white where to regenerate.")
+string("extend", None, "With --edit: top,right,bottom,left, pixels to add and fill in.")
+boolean(
+    "show_steps", False, "Also a strip (PNG) and an animation (GIF) of the steps, for each sample."
 )
-flags.DEFINE_string(
-    "tokenizer", None, "Tokenizer: a folder or hub id.", flag_values=FLAGS, required=True
-)
-flags.DEFINE_list("labels", ["90"], "Class ids, e.g. 90,207.", flag_values=FLAGS)
-flags.DEFINE_integer("num_samples", 8, "Images a class.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 42, "Seed of the noise.", flag_values=FLAGS)
-flags.DEFINE_integer("steps", 16, "Decoding steps.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_float(
-    "choice_temperature", 4.5, "Noise in choosing tokens.", lower_bound=0, flag_values=FLAGS
-)
-flags.DEFINE_enum(
-    "rng",
-    "jax",
-    ["jax", "torch"],
-    "Whose noise: JAX's streams (its original layout), or PyTorch's own, which is faster.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Dtype of both nets.", flag_values=FLAGS
-)
-flags.DEFINE_string(
-    "device", None, "cpu, cuda, cuda:1, ...; default: cuda if there is one.", flag_values=FLAGS
-)
-flags.DEFINE_string("output", "samples", "Folder for the pictures.", flag_values=FLAGS)
+boolean("npz", True, "Write samples.npz.")
+enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of both networks.")
+string("device", None, "cpu, cuda, cuda:1, ... Default: cuda if there is one.")
+integer("threads", None, "On a CPU; the last bits depend on it. Default: all cores.", lower_bound=1)
+boolean("compile", False, "torch.compile, with CUDA graphs on a GPU: slow to start, then faster.")
+string("output", "samples", "Folder for the pictures.")
+boolean("overwrite", False, "Replace samples made with other settings.")
 
 
 def main() -> int:
     """Generates what the flags ask for."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    _check_usage()
+    device = _device()
+    if world > 1:
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+    try:
+        return _generate(rank, world, device)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"--batch_size={FLAGS.batch_size}: {device} is out of memory; try a smaller one, or "
+            f"--dtype=bfloat16 ({str(error).splitlines()[0]})"
+        ) from None
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def _check_usage() -> None:
+    if FLAGS.edit is None and (FLAGS.box or FLAGS.mask or FLAGS.extend):
+        raise UsageError("--box, --mask and --extend belong to --edit=PICTURE")
+    if FLAGS.edit is not None and sum(map(bool, (FLAGS.box, FLAGS.mask, FLAGS.extend))) != 1:
+        raise UsageError("--edit needs one of --box, --mask, --extend")
+    if FLAGS.edit is not None and FLAGS.labels is None:
+        raise UsageError("--edit needs --labels: the class of the new content")
+    if FLAGS.partitionable and FLAGS.rng != "jax":
+        raise UsageError("--partitionable belongs to --rng=jax")
+
+
+def _device() -> torch.device:
+    name = FLAGS.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device={name} cannot be used here: {reason}") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        # The same number in every process, whatever torchrun says, and when a run is taken up again: sums
+        # are split by threads, and their last bits depend on it.
+        earlier = None if FLAGS.overwrite else read_settings(FLAGS.output).get("threads")
+        torch.set_num_threads(FLAGS.threads or earlier or os.cpu_count() or 1)
+    return device
+
+
+def _generate(rank: int, world: int, device: torch.device) -> int:
     from tqdm import tqdm
 
-    from maskgit_pt.inference import ImageNet_class_conditional_generator
-    from maskgit_pt.libml import jax_random
-    from maskgit_pt.utils import to_pil, visualize_images
+    from maskgit_pt.pipeline import MaskGIT
 
-    device = FLAGS.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    generator = ImageNet_class_conditional_generator.from_pretrained(
+    Path(FLAGS.output).mkdir(parents=True, exist_ok=True)  # complains before the models are loaded
+    model = MaskGIT.from_pretrained(
         FLAGS.model, FLAGS.tokenizer, device=device, dtype=getattr(torch, FLAGS.dtype)
     )
-    generator.maskgit_cf.eval_batch_size = FLAGS.num_samples
-    generator.maskgit_cf.sample_choice_temperature = FLAGS.choice_temperature
-    labels = [_label(text, generator.num_class) for text in FLAGS.labels]
-    output = Path(FLAGS.output)
-    output.mkdir(parents=True, exist_ok=True)
-    key = jax_random.PRNGKey(FLAGS.seed)
-    torch_rng = torch.Generator(device).manual_seed(FLAGS.seed)
-    rows = []
-    for label in tqdm(labels, unit="class", disable=None):
-        key, sample_key = jax_random.split(key)
-        images = generator.generate_samples(
-            generator.create_input_tokens_normal(label),
-            sample_key if FLAGS.rng == "jax" else torch_rng,
-            num_iterations=FLAGS.steps,
+    labels = _labels(model.num_classes)
+    edit = _edit(model)
+    options = model.decoding(**_decoding(editing=edit is not None))
+    if FLAGS.compile:
+        model.compile()
+    folder = SampleFolder(
+        FLAGS.output, _settings(labels, options, device), FLAGS.overwrite, rank == 0
+    )
+    _wait_for_all(world)
+    samples = _all_samples(labels)
+    batches = _batches(samples, labels, rank, world, folder)
+    writer = _Writer(folder, model if FLAGS.show_steps else None)
+    total = sum(len(wanted) for _, wanted, _ in batches)
+    with tqdm(total=total, unit="img", disable=None if rank == 0 else True) as bar, writer:
+        for batch, wanted, rng in batches:
+            batch = batch + batch[-1:] * (_padded(device) and FLAGS.batch_size - len(batch))
+            tokens = None if edit is None else edit.tokens.expand(len(batch), -1)
+            result = model.sample(
+                torch.tensor([sample.label for sample in batch]),
+                rng or sample_noise(FLAGS.seed, [sample.index for sample in batch]),
+                options,
+                tokens=tokens,
+                return_steps=FLAGS.show_steps,
+            )
+            for row, sample in enumerate(batch):
+                if sample in wanted:
+                    image = result.images[row]
+                    writer.save(sample, edit.finish(image) if edit else image, result, row)
+                    wanted.discard(sample)
+                    bar.update()
+    _wait_for_all(world)
+    if rank == 0:
+        folder.finish(samples, npz=FLAGS.npz)
+        print(
+            f"{len(samples)} images in {FLAGS.output} ({total} of them new in this process), the first "
+            "of each class in grid.png"
         )
-        rows.append(images.float().cpu())
-        for index, image in enumerate(rows[-1]):
-            to_pil(image).save(output / f"class{label:04d}_{index:05d}.png")
-    visualize_images(torch.cat(rows), columns=FLAGS.num_samples).save(output / "grid.png")
-    count = len(labels) * FLAGS.num_samples
-    print(f"{count} images of {generator.image_size} px in {output}, all of them in grid.png")
     return 0
 
 
-def _label(text: str, num_class: int) -> int:
-    if not text.strip().isdigit() or int(text) >= num_class:
-        raise ValueError(f"--labels: {text!r} is no class; accepted: 0 to {num_class - 1}")
-    return int(text)
+def _labels(num_classes: int) -> list[int]:
+    text = FLAGS.labels or ("90" if num_classes == imagenet.NUM_CLASSES else "0")
+    try:
+        return imagenet.parse_labels(text, num_classes)
+    except ValueError as error:
+        raise ValueError(f"--labels: {error}") from None
+
+
+def _edit(model):
+    """The picture to edit, made ready; None if there is none."""
+    if FLAGS.edit is None:
+        return None
+    from PIL import Image
+
+    from maskgit_pt.utils import Bbox
+
+    if FLAGS.mask:
+        with Image.open(FLAGS.mask) as file:
+            return model.prepare_edit(FLAGS.edit, mask=file.convert("L"))
+    if FLAGS.box:
+        return model.prepare_edit(FLAGS.edit, box=Bbox.parse(FLAGS.box))
+    parts = FLAGS.extend.split(",")
+    if len(parts) != 4 or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(
+            f"--extend is {FLAGS.extend!r}; accepted: top,right,bottom,left in pixels, 0 or more"
+        )
+    return model.prepare_edit(FLAGS.edit, extend=[int(part) for part in parts])
+
+
+def _decoding(editing: bool) -> dict:
+    """The arguments of `MaskGIT.decoding`."""
+    from maskgit_pt.pipeline import edit_defaults
+
+    names = (
+        "sampler", "steps", "schedule", "choice_temperature", "choice", "remasking", "eta", "shift",
+        "softmax_temperature", "guidance", "guidance_schedule", "start_step",
+    )  # fmt: skip
+    given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    return edit_defaults(given) if editing else given
+
+
+def _settings(labels: list[int], options, device: torch.device) -> dict:
+    """All that the samples depend on."""
+    settings = {
+        "model": _fingerprint(FLAGS.model),
+        "tokenizer": _fingerprint(FLAGS.tokenizer) if FLAGS.tokenizer else None,
+        "labels": labels,
+        "seed": FLAGS.seed,
+        "rng": FLAGS.rng,
+        "dtype": FLAGS.dtype,
+        "sampler": FLAGS.sampler,
+    }
+    settings |= vars(options.sampler) | vars(options) | {"sampler": FLAGS.sampler}
+    if device.type == "cpu":
+        settings["threads"] = torch.get_num_threads()
+    if FLAGS.rng == "jax":
+        settings |= {"batch_size": FLAGS.batch_size, "partitionable": FLAGS.partitionable}
+    if FLAGS.edit is not None:
+        mask = _sha256(FLAGS.mask) if FLAGS.mask else None
+        settings["edit"] = [_sha256(FLAGS.edit), mask, FLAGS.box, FLAGS.extend]
+    return settings
+
+
+def _fingerprint(path: str) -> str:
+    """The SHA-256 of the weights."""
+    from maskgit_pt.pretrained import WEIGHTS_NAME, find_folder
+
+    if Path(path).is_file():
+        return _sha256(path)
+    folder = find_folder(path)
+    names = [WEIGHTS_NAME, f"transformer/{WEIGHTS_NAME}", f"tokenizer/{WEIGHTS_NAME}"]
+    return " ".join(_sha256(folder / name) for name in names if (folder / name).is_file())
+
+
+def _sha256(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _all_samples(labels: list[int]) -> list[Sample]:
+    """The whole set, in the order of the indices."""
+    count = FLAGS.num_samples or 8 * len(labels)
+    turn = FLAGS.batch_size if FLAGS.rng == "jax" else 1  # samples before the next label's turn
+    return [Sample(i, labels[i // turn % len(labels)]) for i in range(count)]
+
+
+def _batches(
+    samples: list[Sample], labels: list[int], rank: int, world: int, folder: SampleFolder
+) -> list[tuple[list[Sample], set[Sample], Rng]]:
+    """What this process has to do: the samples of each batch, those wanted of it, the noise.
+
+    The noise is None where it is the samples' own.
+    """
+    size = FLAGS.batch_size
+    if FLAGS.rng == "index":
+        missing = [
+            sample for sample in samples[rank::world] if not folder.holds(sample, FLAGS.show_steps)
+        ]
+        groups = [missing[i : i + size] for i in range(0, len(missing), size)]
+        return [(group, set(group), None) for group in groups]
+    batches = []
+    key = jax_random.PRNGKey(FLAGS.seed, partitionable=FLAGS.partitionable)
+    for number, start in enumerate(range(0, len(samples), size)):
+        key, sample_key = jax_random.split(key)
+        # A whole batch even if less of it is wanted: the noise hangs on its size.
+        label = labels[number % len(labels)]
+        group = [Sample(i, label) for i in range(start, start + size)]
+        wanted = {s for s in samples[start : start + size] if not folder.holds(s, FLAGS.show_steps)}
+        if number % world == rank and wanted:
+            batches.append((group, wanted, sample_key))
+    return batches
+
+
+def _padded(device: torch.device) -> bool:
+    """Whether the last batch is filled up: one shape for compiled code and for equal rounding."""
+    return device.type != "cpu" and FLAGS.rng == "index"
+
+
+def _wait_for_all(world: int) -> None:
+    if world > 1:
+        torch.distributed.barrier()
+
+
+class _Writer:
+    """Writes samples beside the computation.
+
+    Args:
+      folder: where to.
+      model: decodes the guesses of the steps for pictures of them; None for none.
+    """
+
+    _WAITING = 256  # images at most
+
+    def __init__(self, folder: SampleFolder, model):
+        self.folder, self.model = folder, model
+        self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        self.futures: list[Future] = []
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.threads.shutdown(wait=True)
+        if error[0] is None:
+            self._collect(0)
+
+    def save(self, sample: Sample, image: Tensor, result, row: int) -> None:
+        self._collect(self._WAITING)
+        if self.model is not None:
+            self._save_steps(sample, result.masks[row], result.guesses[row])
+        self.futures.append(
+            self.threads.submit(self.folder.save, sample, image, result.tokens[row])
+        )
+
+    def _collect(self, waiting: int) -> None:
+        """Passes on what went wrong in the threads; returns when at most `waiting` images wait."""
+        while len(self.futures) > waiting:
+            self.futures.pop(0).result()
+
+    def _save_steps(self, sample: Sample, masks: Tensor, guesses: Tensor) -> None:
+        """Before the sample itself, so that a resumed run lacks none."""
+        from maskgit_pt import step_pictures
+
+        images = self.model.tokens_to_images(guesses)
+        picture = step_pictures.strip(masks, images)
+        path = self.folder.path(sample, "_steps.png")
+        self.folder.write(path, lambda path: picture.save(path, "PNG"))
+        frames = step_pictures.animation(masks, images)
+        path = self.folder.path(sample, "_steps.gif")
+        self.folder.write(path, lambda path: step_pictures.save_gif(frames, path))
 
 
 def cli() -> int:
