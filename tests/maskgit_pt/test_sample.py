@@ -1,66 +1,245 @@
 """The sampling command line on the tiny models."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from recorded import load_tiny
+from recorded import GOLDEN, OFFICIAL, load_tiny
 
 from maskgit_pt import sample
 from maskgit_pt.command_line import run
 from maskgit_pt.inference import ImageNet_class_conditional_generator
 from maskgit_pt.libml import jax_random
-from maskgit_pt.utils import to_pil
+
+MODELS = [
+    f"--model={OFFICIAL / 'tiny_transformer_checkpoint'}",
+    f"--tokenizer={OFFICIAL / 'tiny_tokenizer_checkpoint'}",
+]
+PHOTO = f"--edit={GOLDEN / 'photo.jpg'}"
 
 
-@pytest.fixture
-def models(tmp_path):
-    load_tiny("transformer").save_pretrained(tmp_path / "model")
-    load_tiny("tokenizer").save_pretrained(tmp_path / "tokenizer")
-    return [f"--model={tmp_path / 'model'}", f"--tokenizer={tmp_path / 'tokenizer'}"]
+@pytest.fixture(autouse=True)
+def same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def call(*args: str) -> int:
+    args = [*MODELS, "--device=cpu", *args]
     return run(sample.main, sample.FLAGS, sample.PROGRAM, sample.USAGE, args)
 
 
-@pytest.mark.parametrize("rng", ["jax", "torch"])
-def test_pictures(models, tmp_path, rng, capsys):
-    out = tmp_path / "out"
-    options = ["--labels=3,7", "--num_samples=2", "--steps=4", f"--rng={rng}", f"--output={out}"]
-    assert call(*models, *options, "--device=cpu") == 0
-    names = sorted(p.name for p in out.iterdir())
-    assert names == [f"class000{c}_0000{i}.png" for c in (3, 7) for i in (0, 1)] + ["grid.png"]
-    assert Image.open(out / "class0003_00000.png").size == (16, 16)
-    assert Image.open(out / "grid.png").size == (34, 34)
-    assert "4 images of 16 px" in capsys.readouterr().out
+def files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_official_procedure(models, tmp_path):
-    """The first class is decoded with the second half of split(PRNGKey(seed)), as in the notebook."""
-    out = tmp_path / "out"
-    assert call(*models, "--labels=5", "--device=cpu", f"--output={out}") == 0
+def test_files(tmp_path, capsys):
+    assert call("--labels=3,7", "--num_samples=5", "--steps=4", f"--output={tmp_path}") == 0
+    samples = [(3, 0), (7, 1), (3, 2), (7, 3), (3, 4)]
+    pictures = {f"class000{label}_00000{index}.png" for label, index in samples}
+    extra = {"grid.png", "samples.npz", "tokens.npy", "settings.json"}
+    assert set(files(tmp_path)) == pictures | extra
+    assert Image.open(tmp_path / "grid.png").size == (3 * 18 - 2, 2 * 18 - 2)
+    with np.load(tmp_path / "samples.npz") as arrays:
+        images, labels = arrays["arr_0"], arrays["arr_1"]
+    assert images.shape == (5, 16, 16, 3) and images.dtype == np.uint8
+    assert labels.tolist() == [label for label, _ in samples]
+    picture = Image.open(tmp_path / "class0007_000003.png")
+    np.testing.assert_array_equal(picture, images[3])
+    tokens = np.load(tmp_path / "tokens.npy")
+    assert tokens.shape == (5, 4, 4) and tokens.min() >= 0 and tokens.max() < 32
+    assert "5 images" in capsys.readouterr().out
+
+
+def test_a_sample_depends_on_its_index_alone(tmp_path):
+    """Other batches, an interruption, a larger set, another number of processes: the same bytes."""
+    options = ["--labels=1-3", "--steps=5", "--num_samples=7"]
+    assert call(*options, "--batch_size=7", f"--output={tmp_path / 'a'}") == 0
+    expected = files(tmp_path / "a")
+    assert call(*options, "--batch_size=2", f"--output={tmp_path / 'b'}") == 0
+    assert files(tmp_path / "b") == expected
+    for name in ("class0002_000004.png", "class0001_000000.png", "samples.npz"):
+        (tmp_path / "b" / name).unlink()
+    assert call(*options, "--batch_size=3", f"--output={tmp_path / 'b'}") == 0
+    assert files(tmp_path / "b") == expected
+    smaller = ["--labels=1-3", "--steps=5", "--num_samples=2", f"--output={tmp_path / 'c'}"]
+    assert call(*smaller) == 0
+    assert call(*options, f"--output={tmp_path / 'c'}") == 0
+    assert files(tmp_path / "c") == expected
+    assert call(*options, "--seed=43", f"--output={tmp_path / 'd'}") == 0
+    assert files(tmp_path / "d")["tokens.npy"] != expected["tokens.npy"]
+
+
+def test_two_processes(tmp_path):
+    options = ["--labels=1-3", "--steps=5", "--num_samples=7", "--device=cpu"]
+    assert call(*options, f"--output={tmp_path / 'one'}") == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += ["-m", "maskgit_pt.sample", *MODELS, *options, f"--output={tmp_path / 'two'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_finished_samples_are_not_made_again(tmp_path):
+    options = ["--labels=1", "--steps=3", "--num_samples=3", f"--output={tmp_path}"]
+    assert call(*options) == 0
+    path = tmp_path / "class0001_000001.png"
+    before = path.stat().st_mtime_ns
+    (tmp_path / "class0001_000002.png").unlink()
+    assert call(*options) == 0
+    assert path.stat().st_mtime_ns == before and (tmp_path / "class0001_000002.png").exists()
+
+
+def test_official_procedure(tmp_path):
+    """PRNGKey(42), one split, batch 8, 16 steps: what the official notebook does."""
+    assert call("--labels=5,2", "--rng=jax", f"--output={tmp_path}") == 0
     generator = ImageNet_class_conditional_generator(
         load_tiny("transformer"), load_tiny("tokenizer")
     )
-    _, key = jax_random.split(jax_random.PRNGKey(42))
-    images = generator.generate_samples(generator.create_input_tokens_normal(5), key)
-    saved = Image.open(out / "class0005_00007.png")
-    np.testing.assert_array_equal(saved, to_pil(images[7]))
+    tokens = np.load(tmp_path / "tokens.npy").reshape(16, -1)
+    key = jax_random.PRNGKey(42)
+    for batch, label in enumerate((5, 2)):
+        key, sample_key = jax_random.split(key)
+        inputs = generator.create_input_tokens_normal(label)
+        expected = generator.generate_tokens(inputs, sample_key)[:, -1, 1:]
+        np.testing.assert_array_equal(tokens[8 * batch : 8 * batch + 8], expected)
 
 
-def test_errors(models, capsys):
-    assert call(*models, "--labels=10") == 1
-    assert "--labels: '10' is no class; accepted: 0 to 9" in capsys.readouterr().err
-    assert call("--model=x") == 2
-    assert call(*models, "stray") == 2
-    assert call(*models, "--steps=0") == 2
-    assert call(models[1].replace("tokenizer", "model", 1), models[1]) == 1
+def test_part_of_a_jax_batch(tmp_path):
+    """Fewer samples than a batch are the first of the whole batch."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert call("--labels=5", "--rng=jax", "--num_samples=8", f"--output={whole}") == 0
+    assert call("--labels=5", "--rng=jax", "--num_samples=3", f"--output={part}") == 0
+    assert files(part).items() - files(whole).items() == {
+        item for item in files(part).items() if not item[0].startswith("class")
+    } - {item for item in files(whole).items()}
+    np.testing.assert_array_equal(np.load(part / "tokens.npy"), np.load(whole / "tokens.npy")[:3])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--sampler=confidence", "--schedule=square", "--choice=random", "--guidance=3"],
+        ["--sampler=random", "--schedule=cosine"],
+        ["--sampler=halton", "--shift", "--guidance=2", "--guidance_schedule=linear-r"],
+        ["--sampler=remdm", "--remasking=cap", "--eta=0.1", "--softmax_temperature=0.8"],
+        ["--sampler=halton", "--rng=jax", "--partitionable"],
+        ["--dtype=bfloat16"],
+        ["--noshow_steps", "--nonpz", "--guidance=1", "--guidance_schedule=power-cosine2"],
+    ],
+)
+def test_settings(tmp_path, options):
+    assert (
+        call("--labels=all", "--num_samples=2", "--steps=6", *options, f"--output={tmp_path}") == 0
+    )
+    assert (tmp_path / "class0001_000001.png").exists() or "--rng=jax" in options
+    assert (tmp_path / "samples.npz").exists() != ("--nonpz" in options)
+
+
+def test_edit(tmp_path):
+    options = ["--labels=4", "--box=450,440,40,60", "--num_samples=2", "--show_steps"]
+    assert call(*options, PHOTO, f"--output={tmp_path}") == 0
+    original = np.array(Image.open(GOLDEN / "photo.jpg").convert("RGB"))
+    edited = np.array(Image.open(tmp_path / "class0004_000001.png"))
+    changed = (edited != original).any(-1)
+    assert edited.shape == original.shape and changed[450:490, 440:500].mean() > 0.9
+    assert not changed[:, :100].any() and not changed[:100].any()
+    with Image.open(tmp_path / "class0004_000001_steps.gif") as animation:
+        assert animation.n_frames == 10  # steps 2 to 11
+    assert Image.open(tmp_path / "class0004_000001_steps.png").size == (10 * 18 - 2, 34)
+
+
+def test_edit_with_mask_and_extension(tmp_path):
+    mask = np.zeros((512, 512), np.uint8)
+    mask[100:140, 200:220] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    options = ["--labels=4", "--num_samples=1", PHOTO]
+    out = tmp_path / "masked"
+    assert call(*options, f"--mask={tmp_path / 'mask.png'}", f"--output={out}") == 0
+    assert Image.open(out / "class0004_000000.png").size == (512, 512)
+    out = tmp_path / "extended"
+    assert call(*options, "--extend=0,64,0,32", f"--output={out}") == 1  # wider than the square
+    assert call(*options, "--extend=0,64,0,0", f"--output={out}") == 0
+    assert Image.open(out / "class0004_000000.png").size == (576, 512)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--labels=10"], 1, "--labels: label '10' is outside the classes; accepted: ids 0 to 9"),
+        (["--labels=lorikeet"], 1, "10 classes"),
+        (["--steps=0"], 2, "--steps"),
+        (["--steps=17"], 1, "steps is 17; accepted: 1 to 16, the number of tokens"),
+        (["--schedule=sine"], 1, "'sine'"),
+        (["--sampler=halton", "--choice_temperature=1"], 1, "has no choice_temperature"),
+        (["--guidance=1", "--guidance_schedule=rising"], 1, "guidance schedule is 'rising'"),
+        (["--softmax_temperature=0"], 1, "softmax_temperature is 0.0; accepted: above 0"),
+        (["--device=cuda:99"], 1, "--device=cuda:99 cannot be used here"),
+        (["--device=abacus"], 1, "--device=abacus cannot be used here"),
+        (["--box=1,2,3,4"], 2, "belong to --edit"),
+        ([PHOTO, "--labels=1"], 2, "--edit needs one of"),
+        ([PHOTO, "--box=1,2,3,4"], 2, "--edit needs --labels"),
+        ([PHOTO, "--labels=1", "--box=0,0,513,10"], 1, "outside the picture of 512 x 512"),
+        ([PHOTO, "--labels=1", "--box=0,0,5"], 1, "top,left,height,width"),
+        ([PHOTO, "--labels=1", "--extend=1,2"], 1, "--extend is '1,2'"),
+        (["--edit=no.png", "--labels=1", "--box=0,0,5,5"], 1, "no.png"),
+        (["--partitionable"], 2, "--rng=jax"),
+        (["--model=/no/such"], 1, "/no/such: no such folder"),
+        (["--output=/dev/null/x"], 1, "/dev/null"),
+        (["stray"], 2, "stray"),
+    ],
+)
+def test_errors(tmp_path, monkeypatch, capsys, options, code, message):
+    monkeypatch.chdir(tmp_path)
+    assert call(*options) == code
     error = capsys.readouterr().err
-    assert "model_type is 'maskgit_vqvae'" in error and "Traceback" not in error
+    assert message in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_wrong_mask_and_other_settings(tmp_path, capsys):
+    Image.new("L", (10, 20)).save(tmp_path / "small.png")
+    Image.new("L", (512, 512)).save(tmp_path / "black.png")
+    for name, message in (("small", "20 x 10 pixels"), ("black", "selects nothing")):
+        assert (
+            call(PHOTO, "--labels=1", f"--mask={tmp_path / name}.png", f"--output={tmp_path}") == 1
+        )
+        assert message in capsys.readouterr().err
+    out = [f"--output={tmp_path / 'out'}", "--num_samples=1", "--labels=1"]
+    assert call(*out, "--steps=3") == 0
+    capsys.readouterr()
+    assert call(*out, "--steps=4") == 1
+    assert "steps is 3 there and 4 now" in capsys.readouterr().err
+    assert call(*out, "--steps=4", "--overwrite") == 0
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["steps"] == 4
+
+
+def test_model_and_tokenizer_of_different_resolution(tmp_path, monkeypatch):
+    from maskgit_pt.pipeline import _check_resolution
+
+    for name in ("tokenizer512", "tokenizer_imagenet512_checkpoint", "owner/vqgan-f16-512"):
+        with pytest.raises(ValueError, match="for 512 px by its name"):
+            _check_resolution(256, name)
+        _check_resolution(512, name)
+    _check_resolution(256, "tokenizer")
+    _check_resolution(256, "run2562")
+
+
+def test_help(capsys):
     assert call("--help") == 0
-    assert "--choice_temperature" in capsys.readouterr().out
+    assert "--guidance_schedule" in capsys.readouterr().out
 
 
-def test_bfloat16(models, tmp_path):
-    options = ["--dtype=bfloat16", "--num_samples=1", "--steps=2", f"--output={tmp_path / 'out'}"]
-    assert call(*models, "--labels=1", "--device=cpu", *options) == 0
+def test_out_of_memory(tmp_path, monkeypatch, capsys):
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    monkeypatch.setattr("maskgit_pt.pipeline.MaskGIT.sample", exhausted)
+    assert call("--labels=1", f"--output={tmp_path}") == 1
+    assert "--batch_size=8: cpu is out of memory" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["settings.json"]

@@ -1,0 +1,151 @@
+"""`MaskGIT`: generate, edit, reconstruct, load and save."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from recorded import GOLDEN, OFFICIAL, load_tiny
+
+from maskgit_pt import MaskGIT, Transformer
+from maskgit_pt.inference import ImageNet_class_conditional_generator
+from maskgit_pt.libml import jax_random
+from maskgit_pt.nets.besnier_transformer import BesnierTransformer
+from maskgit_pt.samplers import SAMPLERS, HaltonSampler
+from maskgit_pt.step_pictures import animation, strip
+from maskgit_pt.utils import Bbox, read_image
+
+
+@pytest.fixture
+def model() -> MaskGIT:
+    return MaskGIT(load_tiny("transformer"), load_tiny("tokenizer"))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_generate(model, sampler):
+    options = {"sampler": sampler, "steps": 5, "guidance": 1.5, "return_steps": True}
+    result = model.generate([1, 2, 9], batch_size=2, **options)
+    assert result.images.shape == (3, 3, 16, 16) and result.tokens.shape == (3, 4, 4)
+    assert result.images.min() >= 0 and result.images.max() <= 1
+    assert result.masks.shape[:1] + result.masks.shape[2:] == (3, 4, 4)
+    assert not result.masks[:, -1].any()
+    assert torch.equal(result.guesses[:, -1], result.tokens)
+    alone = model.generate(2, first_index=1, **options)
+    assert torch.equal(alone.tokens[0], result.tokens[1])
+    assert torch.equal(alone.images[0], result.images[1])
+    pictures = model.tokens_to_images(result.guesses[0])
+    S = result.masks.shape[1]
+    assert strip(result.masks[0], pictures).size == (18 * S - 2, 34)
+    assert len(animation(result.masks[0], pictures)) == S
+
+
+@pytest.mark.parametrize("partitionable", [False, True])
+def test_generate_with_a_jax_key_is_official(model, partitionable):
+    generator = ImageNet_class_conditional_generator(model.transformer, model.tokenizer)
+    key = jax_random.PRNGKey(3, partitionable=partitionable)
+    expected = generator.generate_tokens(generator.create_input_tokens_normal(4), key)[:, -1, 1:]
+    tokens = model.generate([4] * 8, rng=key).tokens
+    assert torch.equal(tokens.flatten(1), expected)
+    other = jax_random.PRNGKey(3, partitionable=not partitionable)
+    assert not torch.equal(model.generate([4] * 8, rng=other).tokens, tokens)
+
+
+def test_edit_with_a_jax_key_is_official(model):
+    """On a picture of the model's size everything is the official procedure."""
+    generator = ImageNet_class_conditional_generator(model.transformer, model.tokenizer)
+    image = read_image(GOLDEN / "photo.jpg", 16, 16)
+    image = image.mul(255).round() / 255
+    box, key = Bbox(4, 4, 4, 4), jax_random.PRNGKey(0)
+    mask, tokens = generator.create_latent_mask_and_input_tokens_for_image_editing(image, box, 5)
+    outputs = generator.generate_samples(tokens, key, start_iter=2, num_iterations=12)
+    expected = generator.composite_outputs(image, mask, outputs.clamp(0, 1))
+    result = model.edit(image, [5] * 8, box=box, rng=key)
+    # One sample at a time here, the whole batch there.
+    torch.testing.assert_close(result.images, expected, atol=1e-4, rtol=0)
+
+
+def test_guidance_changes_tokens_and_unguided_steps_need_one_pass(model):
+    calls = []
+    inner = model._code_logits
+    model._code_logits = lambda tokens, *args: calls.append(len(tokens)) or inner(tokens, *args)
+    plain = model.generate([1], steps=4)
+    assert calls == [1] * 4
+    calls.clear()
+    guided = model.generate([1], steps=4, guidance=5.0, choice_temperature=0)
+    assert calls == [1, 2, 2, 2]
+    assert not torch.equal(plain.tokens, guided.tokens)
+
+
+def test_besnier_network_with_every_sampler():
+    """Its mask id can be drawn; tokens are codes all the same."""
+    tokenizer = load_tiny("tokenizer")
+    transformer = BesnierTransformer(
+        num_codes=32, num_classes=10, num_tokens=16, hidden_size=32, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=64,
+    )  # fmt: skip
+    model = MaskGIT(transformer, tokenizer)
+    for sampler in SAMPLERS:
+        tokens = model.generate([0, 9], sampler=sampler, steps=4, guidance=2.0).tokens
+        assert 0 <= tokens.min() and tokens.max() < 32
+
+
+def test_reconstruct(model):
+    images = torch.rand(3, 3, 16, 32)
+    result = model.reconstruct(images, batch_size=2)
+    assert torch.equal(result.tokens, model.tokenizer.encode_to_indices(images))
+    assert result.images.shape == images.shape
+    with pytest.raises(ValueError, match="multiples of 4"):
+        model.reconstruct(torch.rand(1, 3, 16, 30))
+
+
+def test_load_and_save(model, tmp_path):
+    model.save_pretrained(tmp_path / "both")
+    files = [OFFICIAL / f"tiny_{kind}_checkpoint" for kind in ("transformer", "tokenizer")]
+    expected = model.generate([1], steps=3).images
+    for paths in ([tmp_path / "both"], files):
+        images = MaskGIT.from_pretrained(*paths).generate([1], steps=3).images
+        assert torch.equal(images, expected)
+    with pytest.raises(ValueError, match="model_type is 'maskgit_vqvae'; accepted here"):
+        MaskGIT.from_pretrained(files[1], files[1])
+    with pytest.raises(FileNotFoundError, match="holds no folders transformer and tokenizer"):
+        MaskGIT.from_pretrained(tmp_path)
+
+
+def test_pictures_of_all_kinds(model):
+    array = np.array(Image.open(GOLDEN / "photo.jpg").convert("RGB"))[:100, :130]
+    mask = np.zeros((100, 130), bool)
+    mask[50:60, 50:60] = True
+    kinds = [array, Image.fromarray(array), torch.from_numpy(array).permute(2, 0, 1) / 255]
+    results = [model.edit(image, 1, mask=mask).images for image in kinds]
+    assert results[0].shape == (1, 3, 100, 130)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": 10}, "label is 10; accepted: 0 to 9"),
+        ({"labels": []}, "no labels"),
+        ({"labels": 1, "steps": 17}, "accepted: 1 to 16"),
+        ({"labels": 1, "steps": 0}, "steps is 0"),
+        ({"labels": 1, "sampler": "greedy"}, "known: official, confidence"),
+        ({"labels": 1, "colour": 3}, "has no colour"),
+        ({"labels": 1, "guidance": -1.0}, "guidance is -1.0"),
+        ({"labels": 1, "steps": 4, "start_step": 4}, "start_step is 4"),
+        ({"labels": 1, "sampler": HaltonSampler(4), "steps": 4}, "give it there"),
+    ],
+)
+def test_errors(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**arguments)
+
+
+def test_networks_that_do_not_fit(tiny_tokenizer):
+    with pytest.raises(ValueError, match="does not fit"):
+        MaskGIT(Transformer(43, 32, 1, 2, 64, max_position_embeddings=16), tiny_tokenizer)
+    with pytest.raises(ValueError, match="does not fit"):
+        MaskGIT(Transformer(32, 32, 1, 2, 64, max_position_embeddings=17), tiny_tokenizer)
+
+
+def test_compiled(model):
+    expected = model.generate([1, 2], steps=3, batch_size=2).tokens
+    torch.testing.assert_close(model.compile().generate([1, 2], steps=3).tokens, expected)
