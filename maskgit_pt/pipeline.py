@@ -43,6 +43,14 @@ class Result:
     tokens: Tensor
     masks: Tensor | None = None
     guesses: Tensor | None = None
+    _copied: torch.cuda.Event | None = None
+
+    def wait(self) -> "Result":
+        """Waits until a GPU has copied everything; only what `MaskGIT.sample` returns needs it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._copied = None
+        return self
 
 
 @dataclasses.dataclass
@@ -198,7 +206,8 @@ class MaskGIT:
             for number, batch in enumerate(batches):
                 first = first_index + number * batch_size
                 noise = rng or sample_noise(seed, range(first, first + len(batch)))
-                results.append(self.sample(batch, noise, options, return_steps=return_steps))
+                result = self.sample(batch, noise, options, return_steps=return_steps)
+                results.append(result.wait())
                 bar.update(len(batch))
         return _join(results)
 
@@ -243,7 +252,7 @@ class MaskGIT:
         noise = rng or sample_noise(seed, range(first_index, first_index + len(labels)))
         tokens = edit.tokens.expand(len(labels), -1)
         result = self.sample(labels, noise, options, tokens=tokens, return_steps=return_steps)
-        result.images = torch.stack([edit.finish(generated) for generated in result.images])
+        result.wait().images = torch.stack([edit.finish(generated) for generated in result.images])
         return result
 
     @torch.inference_mode()
@@ -306,6 +315,9 @@ class MaskGIT:
           options: from `decoding`.
           tokens: int64 [B, h*w] to start from, -1 where unknown; default: all unknown.
           return_steps: as in `generate`.
+
+        Returns:
+          As `generate`; on a GPU still being copied: call `wait()` before reading.
         """
         labels = labels.to(self.device)
         if tokens is None:
@@ -324,10 +336,20 @@ class MaskGIT:
         if return_steps:
             # The official loop leaves one token masked in its last state, yet its last guess is whole.
             masks[-1:] = [torch.zeros_like(mask) for mask in masks[-1:]]
-            stacked = [torch.stack(steps, 1).unflatten(2, grid) for steps in (masks, guesses)]
-            result.masks, result.guesses = stacked[0].cpu(), stacked[1].cpu()
-            result.guesses = result.guesses.clamp(0, self.num_codes - 1)
-        result.images, result.tokens = result.images.cpu(), result.tokens.cpu()
+            result.masks = torch.stack(masks, 1).unflatten(2, grid)
+            guesses = torch.stack(guesses, 1).unflatten(2, grid)
+            result.guesses = guesses.clamp(0, self.num_codes - 1)
+        return self._to_host(result)
+
+    def _to_host(self, result: Result) -> Result:
+        """Starts copying; a GPU meanwhile goes on with the next batch."""
+        for name in ("images", "tokens", "masks", "guesses"):
+            value = getattr(result, name)
+            if value is not None:
+                setattr(result, name, value.to("cpu", non_blocking=True))
+        if self.device.type == "cuda":
+            result._copied = torch.cuda.Event()
+            result._copied.record()
         return result
 
     def _weights(self, options: Decoding) -> list[float]:
@@ -474,7 +496,7 @@ def _join(results: list[Result]) -> Result:
         parts = [getattr(result, name) for result in results]
         return None if parts[0] is None else torch.cat(parts)
 
-    return Result(*(join(field.name) for field in dataclasses.fields(Result)))
+    return Result(*(join(name) for name in ("images", "tokens", "masks", "guesses")))
 
 
 def _as_picture(image: Any) -> np.ndarray:

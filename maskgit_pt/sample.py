@@ -161,25 +161,18 @@ def _generate(rank: int, world: int, device: torch.device) -> int:
     _wait_for_all(world)
     samples = _all_samples(labels)
     batches = _batches(samples, labels, rank, world, folder)
-    writer = _Writer(folder, model if FLAGS.show_steps else None)
     total = sum(len(wanted) for _, wanted, _ in batches)
-    with tqdm(total=total, unit="img", disable=None if rank == 0 else True) as bar, writer:
+    bar = tqdm(total=total, unit="img", disable=None if rank == 0 else True)
+    with bar, _Writer(folder, model if FLAGS.show_steps else None) as writer:
+        # One batch behind: a GPU computes the next while this one is copied and written.
+        previous = None
         for batch, wanted, rng in batches:
-            batch = batch + batch[-1:] * (_padded(device) and FLAGS.batch_size - len(batch))
-            tokens = None if edit is None else edit.tokens.expand(len(batch), -1)
-            result = model.sample(
-                torch.tensor([sample.label for sample in batch]),
-                rng or sample_noise(FLAGS.seed, [sample.index for sample in batch]),
-                options,
-                tokens=tokens,
-                return_steps=FLAGS.show_steps,
-            )
-            for row, sample in enumerate(batch):
-                if sample in wanted:
-                    image = result.images[row]
-                    writer.save(sample, edit.finish(image) if edit else image, result, row)
-                    wanted.discard(sample)
-                    bar.update()
+            result = _sample(model, batch, rng, options, edit)
+            if previous:
+                bar.update(writer.save_all(*previous, edit))
+            previous = batch, wanted, result
+        if previous:
+            bar.update(writer.save_all(*previous, edit))
     _wait_for_all(world)
     if rank == 0:
         folder.finish(samples, npz=FLAGS.npz)
@@ -188,6 +181,20 @@ def _generate(rank: int, world: int, device: torch.device) -> int:
             "of each class in grid.png"
         )
     return 0
+
+
+def _sample(model, batch: list[Sample], rng: Rng, options, edit):
+    """One batch, filled up to one shape where compiled code and equal rounding want that."""
+    count = len(batch)
+    if model.device.type != "cpu" and FLAGS.rng == "index":
+        batch = batch + batch[-1:] * (FLAGS.batch_size - count)
+    return model.sample(
+        torch.tensor([sample.label for sample in batch]),
+        rng or sample_noise(FLAGS.seed, [sample.index for sample in batch]),
+        options,
+        tokens=None if edit is None else edit.tokens.expand(len(batch), -1),
+        return_steps=FLAGS.show_steps,
+    )
 
 
 def _labels(num_classes: int) -> list[int]:
@@ -303,11 +310,6 @@ def _batches(
     return batches
 
 
-def _padded(device: torch.device) -> bool:
-    """Whether the last batch is filled up: one shape for compiled code and for equal rounding."""
-    return device.type != "cpu" and FLAGS.rng == "index"
-
-
 def _wait_for_all(world: int) -> None:
     if world > 1:
         torch.distributed.barrier()
@@ -336,13 +338,20 @@ class _Writer:
         if error[0] is None:
             self._collect(0)
 
-    def save(self, sample: Sample, image: Tensor, result, row: int) -> None:
-        self._collect(self._WAITING)
-        if self.model is not None:
-            self._save_steps(sample, result.masks[row], result.guesses[row])
-        self.futures.append(
-            self.threads.submit(self.folder.save, sample, image, result.tokens[row])
-        )
+    def save_all(self, batch: list[Sample], wanted: set[Sample], result, edit) -> int:
+        """Hands the wanted samples of a batch to the threads; returns how many they are."""
+        result.wait()
+        for row, sample in enumerate(batch):
+            if sample in wanted:
+                self._collect(self._WAITING)
+                if self.model is not None:
+                    self._save_steps(sample, result.masks[row], result.guesses[row])
+                work = (self._save, sample, result.images[row], result.tokens[row], edit)
+                self.futures.append(self.threads.submit(*work))
+        return len(wanted)
+
+    def _save(self, sample: Sample, image: Tensor, tokens: Tensor, edit) -> None:
+        self.folder.save(sample, edit.finish(image) if edit else image, tokens)
 
     def _collect(self, waiting: int) -> None:
         """Passes on what went wrong in the threads; returns when at most `waiting` images wait."""
