@@ -324,7 +324,8 @@ class MaskGIT:
             tokens = torch.full((len(labels), self.num_tokens), samplers.base.MASK)
         weights = self._weights(options)
         predict = functools.partial(self._predict, labels, weights, options.softmax_temperature)
-        masks, guesses, guess = [], [], tokens.to(self.device)
+        guess = tokens.to(self.device)
+        masks, guesses = [], []
         for state in options.sampler.run(guess, predict, rng, options.start_step):
             guess = state.guess
             if return_steps:
@@ -334,6 +335,7 @@ class MaskGIT:
         grid = (self.side, self.side)
         result = Result(self._decode_in_chunks(guess.unflatten(1, grid)), guess.unflatten(1, grid))
         if return_steps:
+            masks, guesses = masks or [tokens < 0], guesses or [guess]  # nothing was unknown
             # The official loop leaves one token masked in its last state, yet its last guess is whole.
             masks[-1:] = [torch.zeros_like(mask) for mask in masks[-1:]]
             result.masks = torch.stack(masks, 1).unflatten(2, grid)
