@@ -1,0 +1,1 @@
+"""Training from scratch: token shards, recipes, the loop, evaluation."""
