@@ -1,0 +1,1 @@
+"""Evaluation of samples and tokenizers: one named protocol, from images to tables."""
