@@ -21,6 +21,7 @@ def run(
     program: str,
     usage: str,
     argv: Sequence[str] | None = None,
+    check: Callable[[list[str]], None] | None = None,
 ) -> int:
     """Parses `argv` into `flag_values`, runs `main` and returns the exit code.
 
@@ -31,6 +32,7 @@ def run(
       program: how a user calls it, e.g. "python -m convert"; opens usage and error lines.
       usage: what it does, with examples; printed by `--help`.
       argv: arguments without the program's name; default: `sys.argv[1:]`.
+      check: looks at the arguments before they are parsed, and raises if it does not like them.
 
     `ValueError`, `OSError` and `ImportError` (a missing extra) count as a problem with the input:
     one line on standard error. Anything else is a bug and keeps its traceback.
@@ -40,6 +42,8 @@ def run(
         print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}")
         return 0
     try:
+        if check is not None:
+            check(argv)
         flag_values.unparse_flags()
         positional = flag_values([program, *argv])[1:]
         if positional:

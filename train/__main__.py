@@ -1,0 +1,93 @@
+"""Command line: trains the transformer or the tokenizer from scratch."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from absl import flags
+
+from maskgit_pt import command_line as cl
+from train import loop, settings
+from train.distributed import Processes
+
+PROGRAM = "python -m train"
+USAGE = """
+python -m train --config=RECIPE --run=FOLDER [--config.FIELD=VALUE ...]
+
+Trains with the settings of a recipe (train/configs/*.py), e.g.
+
+  python -m train --config=train/configs/best256.py --run=runs/best256 --config.data.tokens=tokens256
+  torchrun --nproc_per_node=8 -m train --config=train/configs/best256.py --run=runs/best256 \\
+      --config.data.tokens=tokens256
+
+The folder then holds config.json, checkpoints/, metrics.jsonl, tensorboard/ and pictures/. Run the same
+command again to go on from the newest checkpoint, on any number of processes. python -m train.plot draws
+the curves; python -m train.export makes a folder for from_pretrained.
+"""
+
+
+def make_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """The program's flags; `--config.x` depends on the recipe that `argv` names."""
+    values = flags.FlagValues()
+    settings.define_flag(values, argv)
+    flags.DEFINE_string(
+        "run", None, "Folder of the run; made, or gone on with.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "device", "", "cuda or cpu; default: cuda if there is one.", flag_values=values
+    )
+    flags.DEFINE_integer("threads", None, "Of PyTorch on the CPU.", 1, flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Check everything, print settings, sizes and cost, and stop.",
+        flag_values=values,
+    )
+    return values
+
+
+def main(values: flags.FlagValues) -> int:
+    """Runs the program on parsed flags."""
+    if values.config is None or not (values.run or values.dry_run):
+        raise cl.UsageError("--config=RECIPE and --run=FOLDER are needed")
+    if values.threads:
+        torch.set_num_threads(values.threads)
+    processes = Processes(values.device)
+    try:
+        if values.dry_run:
+            _describe(values.config, processes)
+            return 0
+        state = loop.train(values.config, Path(values.run), processes)
+        return 0 if state.step >= values.config.num_train_steps else 143  # as after SIGTERM
+    except FloatingPointError as error:
+        raise ValueError(str(error)) from None
+    finally:
+        processes.close()
+
+
+def _describe(config: object, processes: Processes) -> None:
+    task = loop.make_task(config, processes)
+    if not processes.is_main:
+        return
+    for name, value in settings.flatten(config).items():
+        print(f"{name} = {value!r}")
+    print()
+    hours = config.num_train_steps * config.batch_size * task.work_per_image / 312e12 / 0.5 / 3600
+    about = task.describe() | {
+        "all steps": f"{config.num_train_steps * config.batch_size * task.work_per_image / 1e18:,.3g} EFLOP, "
+        f"{hours:,.3g} A100-hours at half of 312 TFLOP/s"
+    }
+    for name, value in about.items():
+        print(f"{name}: {value}")
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    values = make_flags(argv)
+    return cl.run(lambda: main(values), values, PROGRAM, USAGE, argv, settings.check_arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

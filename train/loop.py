@@ -1,0 +1,172 @@
+"""The training loop: the same for every task, on any number of processes.
+
+A task (`masked_tokens.MaskedTokens`) brings the networks, the batches and the step; the loop brings
+resuming, checkpoints, reports and a clean end.
+"""
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import ml_collections
+import torch
+from PIL import Image
+from torch import Tensor
+
+from maskgit_pt.pretrained import write_atomically
+from train import randomness, settings
+from train.checkpoints import Checkpoints
+from train.distributed import Processes
+from train.masked_tokens import MaskedTokens
+from train.reports import Metrics, Reporter, matrix_rate
+from train.state import TrainState
+
+TASKS = {"masked_tokens": MaskedTokens}
+
+
+class Task(Protocol):
+    """What the loop needs to know of a task."""
+
+    metrics: Metrics
+    work_per_image: float
+
+    def describe(self) -> dict[str, object]: ...
+    def start(self) -> TrainState: ...
+    def load(self, first_step: int, last_step: int) -> Iterator[dict[str, Tensor]]: ...
+    def step(self, batch: dict[str, Tensor], step: int) -> Tensor: ...
+    def about_batch(self, step: int) -> dict[str, list[int]]: ...
+    def learning_rate(self, step: int) -> float: ...
+    def pictures(self) -> dict[str, Image.Image]: ...
+
+
+def make_task(config: ml_collections.ConfigDict, processes: Processes) -> Task:
+    """The task that `config.task` names; ValueError for an unknown one or settings that do not fit."""
+    task = config.get("task")
+    if task not in TASKS:
+        raise ValueError(f"config.task is {task!r}; accepted: {', '.join(TASKS)}")
+    return TASKS[task](config, processes)
+
+
+def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) -> TrainState:
+    """Trains until `config.num_train_steps`, or goes on from the newest checkpoint in `run`.
+
+    Args:
+      config: the settings.
+      run: the folder of the run: settings, checkpoints, metrics, pictures.
+      processes: this process and its peers.
+
+    Returns:
+      The state at the end; earlier than num_train_steps after SIGTERM, which saves first.
+
+    Raises:
+      ValueError, OSError: settings, data or checkpoints that do not fit; a checkpoint that could not be written.
+      FloatingPointError: a loss or gradient that is not finite; nothing of that step was saved.
+    """
+    task = make_task(config, processes)
+    if processes.is_main:
+        run.mkdir(parents=True, exist_ok=True)
+        settings.keep(config, run)
+    state = task.start()
+    checkpoints = Checkpoints(run, config.keep_checkpoints, processes)
+    resumed = checkpoints.restore(state)
+    peak = _peak(config, processes)
+    last = config.num_train_steps
+    reporter = Reporter(
+        run, processes, state.step, last, config.batch_size, task.work_per_image, peak
+    )
+    if resumed:
+        reporter.write(f"going on from step {state.step}")
+    guard = _FiniteGuard(processes.device)
+    stop = _Terminated()
+    try:
+        for batch in task.load(state.step, last):
+            step = state.step
+            torch.manual_seed(_dropout_seed(config.seed, step, processes.rank))
+            guard.watch(task.step(batch, step), step)
+            state.step = done = step + 1
+            reporter.advance()
+            stopping = processes.any(stop.asked) or done == last
+            due = stopping or done % config.checkpoint_every_steps == 0
+            if due or done % config.log_every_steps == 0:
+                guard.check(task, run, processes)
+            if done % config.log_every_steps == 0 or done == last:
+                reporter.log(done, task.metrics.take(processes), task.learning_rate(step))
+            if due:
+                checkpoints.save(state, wait=stopping)
+            else:
+                checkpoints.poll()
+            if _every(config.eval_every_steps, done, last):
+                for name, image in task.pictures().items():
+                    reporter.picture(run / "pictures" / name / f"step_{done:09d}.png", image, done)
+                processes.barrier()
+            if stopping and done < last:
+                reporter.write(f"stopped at step {done}, saved; the same command goes on")
+                break
+        checkpoints.finish()
+    finally:
+        stop.restore()
+        reporter.close()
+    return state
+
+
+def _every(interval: int, done: int, last: int) -> bool:
+    return interval > 0 and (done % interval == 0 or done == last)
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Dropout depends on the step and the process, so that a resumed run repeats it."""
+    return int(randomness.generator(seed, "dropout", step, rank).integers(2**63))
+
+
+def _peak(config: ml_collections.ConfigDict, processes: Processes) -> float:
+    half = processes.device.type == "cuda" and config.get("precision") == "bfloat16"
+    dtype = torch.bfloat16 if half or config.get("precision") == "bfloat16" else torch.float32
+    return matrix_rate(processes.device, dtype) if processes.is_main else 1.0
+
+
+class _Terminated:
+    """Notes SIGTERM instead of dying of it, so that the loop can save."""
+
+    def __init__(self):
+        self.asked = False
+        self._previous = None
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def restore(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+
+class _FiniteGuard:
+    """Finds the first step whose loss or gradient is not finite, without waiting for the device."""
+
+    def __init__(self, device: torch.device):
+        self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def watch(self, value: Tensor, step: int) -> None:
+        bad = ~torch.isfinite(value) & (self._bad_step < 0)
+        self._bad_step = torch.where(bad, step, self._bad_step)
+
+    def check(self, task: Task, run: Path, processes: Processes) -> None:
+        """Raises if a step since the last check was bad; called before anything is saved."""
+        step = int(self._bad_step)
+        if not processes.any(step >= 0):
+            return
+        where = "in another process"
+        if step >= 0:
+            path = run / f"bad_step_{step}.json"
+            where = f"at step {step}; the images of its batch are listed in {path}"
+            if processes.is_main:
+                text = json.dumps({"step": step} | task.about_batch(step)) + "\n"
+                write_atomically(path, text.encode())
+        raise FloatingPointError(
+            f"the loss or its gradient is not finite {where}; nothing was saved since the last checkpoint, "
+            "the same command goes on from there"
+        )

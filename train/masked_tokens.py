@@ -1,0 +1,391 @@
+"""Stage 2: the transformer learns to fill in masked tokens (Chang et al. 2022, section 3.2)."""
+
+from collections.abc import Iterator
+
+import ml_collections
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from maskgit_pt import pipeline
+from maskgit_pt.nets.besnier_transformer import BesnierTransformer
+from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.pretrained import load_any
+from train import data, distributed, optimizers, pictures, settings
+from train.configs import defaults
+from train.distributed import Processes
+from train.reports import Metrics
+from train.state import TrainState, whole_weights
+from train.tokens import tokenizer_fingerprint
+
+NAME = "transformer"
+RATIO_BINS = 5  # the loss is also reported for mask ratios 0 to .2, .2 to .4, ...
+MODELS = ("maskgit_transformer", "besnier_transformer")
+
+
+class MaskedLoss(nn.Module):
+    """The transformer with its training loss: what is compiled and spread over processes.
+
+    Args:
+      model: the transformer.
+      num_codes: K.
+      label_smoothing: in [0, 1].
+      all_tokens: whether known tokens count as well.
+    """
+
+    def __init__(
+        self,
+        model: Transformer | BesnierTransformer,
+        num_codes: int,
+        label_smoothing: float,
+        all_tokens: bool,
+    ):
+        super().__init__()
+        self.model = model
+        self.num_codes = num_codes
+        self.label_smoothing = label_smoothing
+        self.all_tokens = all_tokens
+
+    def forward(self, codes: Tensor, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks, predicts and compares.
+
+        The logits are cut to the codes before the loss, as the authors' later trainer does: a masked
+        position is never a class.
+
+        Args:
+          codes: int64 [B, n], the image.
+          masked: bool [B, n], what the model does not see.
+          labels: int64 [B], -1 where dropped.
+
+        Returns:
+          loss float32 [B]: the mean over each sample's masked tokens (official
+          `weighted_sequence_cross_entropy_loss` before its mean over the batch); and int64 [B], how
+          many masked tokens the most likely code gets right.
+        """
+        logits = self.model.code_logits(torch.where(masked, -1, codes), labels, self.num_codes)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = F.cross_entropy(
+            logits.flatten(0, 1),
+            codes.flatten(),
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        ).view_as(codes)  # [B, n]
+        weights = torch.ones_like(loss) if self.all_tokens else masked.to(loss.dtype)
+        correct = ((logits.detach().argmax(-1) == codes) & masked).sum(-1)
+        return (loss * weights).sum(-1) / weights.sum(-1), correct
+
+
+def make_model(
+    config: ml_collections.ConfigDict, num_codes: int, num_tokens: int
+) -> Transformer | BesnierTransformer:
+    """The untrained network of the settings.
+
+    Args:
+      config: of the run.
+      num_codes: K.
+      num_tokens: n.
+    """
+    sizes = config.transformer
+    if config.model == "besnier_transformer":
+        return BesnierTransformer(
+            num_codes=num_codes,
+            num_classes=config.num_class,
+            num_tokens=num_tokens,
+            hidden_size=sizes.num_embeds,
+            num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            intermediate_size=sizes.intermediate_size,
+            dropout=sizes.dropout_rate,
+        )
+    return Transformer(
+        vocab_size=num_codes + config.num_class + 1,
+        hidden_size=sizes.num_embeds,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=sizes.intermediate_size,
+        hidden_dropout_prob=sizes.dropout_rate,
+        attention_probs_dropout_prob=sizes.dropout_rate,
+        max_position_embeddings=num_tokens + 1,
+        broadcast_dropout=sizes.broadcast_dropout,
+    )
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of either network."""
+    return list(model.transformer["layers"] if hasattr(model, "transformer") else model.layers)
+
+
+def start_from(model: nn.Module, path: str) -> None:
+    """Copies trained weights into `model`, whose position embeddings may be more.
+
+    A table for fewer positions grows by bilinear interpolation over the image grid; the class's own
+    position is copied.
+
+    Raises:
+      ValueError: the weights are of another kind or size.
+    """
+    trained = load_any(path, [type(model)]).state_dict()
+    expected = model.state_dict()
+    for name, value in trained.items():
+        if name in expected and value.shape != expected[name].shape:
+            trained[name] = _grow(name, value, expected[name].shape, model, path)
+    try:
+        model.load_state_dict(trained)
+    except RuntimeError as error:
+        raise ValueError(f"config.init_from: {path} does not fit: {error}") from None
+
+
+def _grow(name: str, value: Tensor, shape: torch.Size, model: nn.Module, path: str) -> Tensor:
+    """Position embeddings or biases [positions, D] (or [1, positions, D]) for a larger grid."""
+    class_is_last = isinstance(model, BesnierTransformer)
+    positional = name in ("embed.position_embeddings.weight", "pos_emb", "bias")
+    rows, columns = value.shape[-2:] if value.ndim > 1 else (0, 0)
+    old, new = (
+        (round((n - 1) ** 0.5) for n in (rows, shape[-2] if len(shape) > 1 else 0))
+        if (positional)
+        else (0, 0)
+    )
+    if not positional or columns != shape[-1] or old**2 + 1 != rows or new**2 + 1 != shape[-2]:
+        raise ValueError(
+            f"config.init_from: {path} does not fit: {name} has shape {list(value.shape)}; accepted: "
+            f"{list(shape)}" + (", or a smaller square grid" if positional else "")
+        )
+    table = value.view(rows, columns)
+    label, grid = (table[-1:], table[:-1]) if class_is_last else (table[:1], table[1:])
+    grid = grid.T.reshape(1, columns, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=False)
+    grid = grid.reshape(columns, new * new).T
+    return torch.cat([grid, label] if class_is_last else [label, grid]).reshape(shape)
+
+
+def work_per_image(config: ml_collections.ConfigDict, num_codes: int, num_tokens: int) -> float:
+    """Floating-point operations of training on one image, a multiply-add counted as two.
+
+    Matrix products of the forward pass (dense layers, attention, the head over the codes), three times:
+    the backward pass has two for each. 278.7 GFLOP for the published network at 256 px.
+    """
+    sizes = config.transformer
+    N, D, wide = num_tokens + 1, sizes.num_embeds, sizes.intermediate_size
+    layer = 2 * N * (4 * D * D + 2 * D * wide) + 4 * N * N * D
+    outer = 2 * N * D * D * (3 if config.model == "besnier_transformer" else 1)
+    return 3.0 * (sizes.num_layers * layer + outer + 2 * N * D * num_codes)
+
+
+class MaskedTokens:
+    """The task that the loop runs; see `train.loop`.
+
+    Args:
+      config: of the run.
+      processes: this process and its peers.
+
+    Raises:
+      FileNotFoundError, ValueError: data, tokenizer or settings that do not fit.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, processes: Processes):
+        check(config)
+        self.config, self.processes = config, processes
+        self.tokenizer = _load_tokenizer(config, processes.device)
+        if self.tokenizer is not None:
+            side = config.image_size // self.tokenizer.downsampling
+            self.num_codes = self.tokenizer.config.vqvae.codebook_size
+            self.batches = data.open_batches(config, self.num_codes, side**2)
+        else:
+            self.batches = data.open_batches(config)
+        if isinstance(self.batches, data.TokenBatches):
+            self._check_shards(self.batches.shards)
+            self.num_codes = self.batches.shards.codebook_size
+        self.num_tokens = self.batches.num_tokens
+        self.batches.share = data.Share(config.batch_size, processes.rank, processes.world_size)
+        self.work_per_image = work_per_image(config, self.num_codes, self.num_tokens)
+
+    def _check_shards(self, shards: data.TokenShards) -> None:
+        if self.tokenizer is None:
+            return
+        if tokenizer_fingerprint(self.tokenizer) != shards.tokenizer:
+            raise ValueError(
+                f"{self.config.data.tokens} was made by another tokenizer than "
+                f"config.tokenizer={self.config.tokenizer}"
+            )
+
+    def describe(self) -> dict[str, object]:
+        """What `--dry_run` prints."""
+        with torch.device("meta"):
+            model = make_model(self.config, self.num_codes, self.num_tokens)
+        parameters = sum(p.numel() for p in model.parameters())
+        images = self.batches.order.num_images
+        return {
+            "parameters": f"{parameters:,}",
+            "images": f"{images:,} x {self.batches.order.crops} crops",
+            "tokens an image": f"{self.num_tokens} of {self.num_codes} codes",
+            "steps an epoch": f"{images / self.config.batch_size:,.1f}",
+            "work an image": f"{self.work_per_image / 1e9:.1f} GFLOP",
+        }
+
+    def start(self) -> TrainState:
+        """Makes networks, averages and optimizer, spread over the processes."""
+        config, device = self.config, self.processes.device
+        torch.manual_seed(config.seed)
+        model = make_model(config, self.num_codes, self.num_tokens)
+        if config.init_from:
+            start_from(model, config.init_from)
+        average = make_model(config, self.num_codes, self.num_tokens)
+        average.load_state_dict(model.state_dict())
+        self._loss = self._spread(model.to(device))
+        self.average = None
+        if config.polyak_decay > 0:
+            if config.parallel == "fsdp":
+                self._spread(average.to(device))
+            self.average = optimizers.Average(average.to(device), config.polyak_decay)
+        self.model = model
+        self.optimizer = optimizers.make_adamw(model, config.optimizer)
+        ratios = [f"loss_at_ratio_{(i + 1) / RATIO_BINS:.1f}" for i in range(RATIO_BINS)]
+        self.metrics = Metrics(["loss", "accuracy", "grad_norm", *ratios], device)
+        averages = {NAME: self.average.model} if self.average else {}
+        return TrainState({NAME: model}, averages, {NAME: self.optimizer}, sums=self.metrics.sums)
+
+    def _spread(self, model: nn.Module) -> nn.Module:
+        config = self.config
+        loss = MaskedLoss(
+            model, self.num_codes, config.label_smoothing, config.compute_loss_for_all
+        ).train()
+        if config.compile:
+            # One block, compiled once for all layers: gradients leave the backward pass block by block
+            # and are reduced while it goes on.
+            for block in blocks(model):
+                block.compile(dynamic=False)
+        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        return distributed.parallelize(loss, blocks(model), self.processes, config.parallel, dtype)
+
+    def load(self, first_step: int, last_step: int) -> Iterator[dict[str, Tensor]]:
+        """This process's batches of these steps."""
+        pin = self.processes.device.type == "cuda"
+        return data.load(self.batches, first_step, last_step, self.config.data.num_workers, pin)
+
+    def step(self, batch: dict[str, Tensor], step: int) -> Tensor:
+        """One update of the weights.
+
+        Args:
+          batch: an item of `data.MaskedBatches`.
+          step: from 0.
+
+        Returns:
+          A scalar tensor that is finite if and only if this step was sound.
+        """
+        config, device = self.config, self.processes.device
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        codes = batch["codes"] if "codes" in batch else self._tokenize(batch["pixels"])
+        loss, correct = self.backward(codes, batch["masked"], batch["labels"])
+        norm = optimizers.clip_gradients(self.model.parameters(), config.optimizer.clip_norm)
+        rate = optimizers.learning_rate(config.optimizer, step, config.num_train_steps)
+        optimizers.set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model, step)
+        self._count(loss, correct, batch, norm)
+        return loss.sum() + norm
+
+    def backward(self, codes: Tensor, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds up the gradients of a batch, in `accumulation_steps` parts.
+
+        Args:
+          codes, masked, labels: see `MaskedLoss.forward`.
+
+        Returns:
+          loss and correct tokens of every sample, [B], detached.
+        """
+        parts = self.config.accumulation_steps
+        pieces = [value.chunk(parts) for value in (codes, masked, labels)]
+        results = []
+        autocast = torch.autocast(
+            codes.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+        )
+        for number, piece in enumerate(zip(*pieces, strict=True)):
+            with distributed.without_gradient_sync(self._loss, number == parts - 1):
+                with autocast:
+                    loss, correct = self._loss(*piece)
+                (loss.sum() / len(codes)).backward()
+            results.append((loss.detach(), correct))
+        losses, corrects = zip(*results, strict=True)
+        return torch.cat(losses), torch.cat(corrects)
+
+    @torch.inference_mode()
+    def _tokenize(self, pixels: Tensor) -> Tensor:
+        """uint8 [b, 3, H, W] -> codes int64 [b, n]."""
+        images = pixels.to(next(self.tokenizer.parameters()).dtype) / 255
+        return torch.cat(
+            [self.tokenizer.encode_to_indices(part).flatten(1) for part in images.split(64)]
+        ).clone()
+
+    def _count(self, loss: Tensor, correct: Tensor, batch: dict, norm: Tensor) -> None:
+        b = len(loss)
+        bins = (batch["ratio"] * RATIO_BINS).ceil().long().clamp(1, RATIO_BINS) - 1
+        in_bin = F.one_hot(bins, RATIO_BINS).to(torch.float64)  # [b, RATIO_BINS]
+        # The norm is that of all processes' gradients: each counts it for its own samples.
+        head = [loss.double().sum(), correct.sum().double(), norm.double() * b]
+        counts = [torch.full_like(head[0], b), batch["masked"].sum().double()]
+        counts.append(counts[0])
+        values = torch.cat([torch.stack(head), loss.double() @ in_bin])
+        self.metrics.add(values, torch.cat([torch.stack(counts), in_bin.sum(0)]))
+
+    def about_batch(self, step: int) -> dict[str, list[int]]:
+        """Which images the global batch of a step holds."""
+        share = data.Share(self.config.batch_size)
+        images, crops, epochs = self.batches.order.at(step, share)
+        return {"images": images.tolist(), "crops": crops.tolist(), "epochs": epochs.tolist()}
+
+    def learning_rate(self, step: int) -> float:
+        """Of this step, for the log."""
+        return optimizers.learning_rate(self.config.optimizer, step, self.config.num_train_steps)
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """Samples, and tokens filled in, by the averaged weights; called by all processes.
+
+        Empty without a tokenizer, and in all processes but the main one.
+        """
+        if self.tokenizer is None:
+            return {}
+        weights = whole_weights(self.average.model if self.average else self.model)
+        if not self.processes.is_main:
+            return {}
+        model = make_model(self.config, self.num_codes, self.num_tokens)
+        model.load_state_dict(weights)
+        maskgit = pipeline.MaskGIT(model.to(self.processes.device), self.tokenizer)
+        batch = self.batches[0]
+        codes = (
+            batch["codes"]
+            if "codes" in batch
+            else self._tokenize(batch["pixels"].to(self.processes.device))
+        )
+        return {
+            "samples": pictures.samples(maskgit, self.config),
+            "filled_in": pictures.filled_in(maskgit, codes, batch["labels"], batch["masked"]),
+        }
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings out of range; ValueError names the field."""
+    settings.check_fields(config, defaults.get_config())
+    settings.check_choice(config, "model", MODELS)
+    settings.check_choice(config, "precision", ("bfloat16", "float32"))
+    settings.check_choice(config, "parallel", distributed.PARALLEL)
+    settings.check_choice(config, "optimizer.decay", optimizers.DECAYS)
+    settings.check_choice(config, "optimizer.lr_schedule", optimizers.SCHEDULES)
+    for name in ("batch_size", "accumulation_steps", "num_train_steps", "num_class",
+                 "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"):  # fmt: skip
+        settings.check_range(config, name, 1)
+    for name in ("label_drop_rate", "label_smoothing", "min_masking_rate", "polyak_decay"):
+        settings.check_range(config, name, 0, 1)
+    for name in ("lr", "weight_decay", "clip_norm", "warmup_steps", "lr_min"):
+        settings.check_range(config, f"optimizer.{name}", 0)
+
+
+def _load_tokenizer(config: ml_collections.ConfigDict, device: torch.device) -> nn.Module | None:
+    if not config.tokenizer:
+        if config.data.images:
+            raise ValueError("config.data.images needs config.tokenizer to make tokens of them")
+        return None
+    tokenizer = load_any(config.tokenizer, pipeline.TOKENIZERS, device=device)
+    return tokenizer.requires_grad_(False)

@@ -1,0 +1,159 @@
+"""Settings of a run: a recipe, changed on the command line, checked, and kept with the run."""
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from maskgit_pt.command_line import UsageError
+from maskgit_pt.pretrained import write_atomically
+
+FILE_NAME = "config.json"
+# What a run may be continued with another value of. The rest decides the result.
+MAY_CHANGE = (
+    "num_train_steps", "accumulation_steps", "data.tokens", "data.images", "data.num_workers",
+    "tokenizer", "compile", "parallel", "log_every_steps", "checkpoint_every_steps",
+    "keep_checkpoints", "eval_every_steps", "eval_show_num", "sampling",
+)  # fmt: skip
+
+
+def define_flag(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Adds `--config=FILE` and `--config.field=VALUE` to a program's flags."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "The recipe, e.g. train/configs/best256.py; --config.optimizer.lr=2e-4 (after it) changes a field.",
+        flag_values=flag_values,
+        sys_argv=list(argv),
+    )
+
+
+def check_arguments(argv: Sequence[str]) -> None:
+    """Finds mistakes in `--config` and `--config.field` before the flags are parsed.
+
+    Raises:
+      FileNotFoundError: no such recipe.
+      UsageError: a field that the recipe does not have; with the nearest one that it has.
+    """
+    recipe = None
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            recipe = value if equals else following
+    if recipe is None:
+        return
+    if not Path(recipe).is_file():
+        raise FileNotFoundError(f"--config={recipe}: no such file; recipes are in train/configs")
+    known = list(flatten(load_file(recipe)))
+    groups = {name.rsplit(".", 1)[0] for name in known if "." in name}
+    for argument in argv:
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        if match and match[1] not in known and match[1] not in groups:
+            near = _nearest(match[1], known)
+            hint = f"; did you mean --config.{near}?" if near else ""
+            raise UsageError(f"--config.{match[1]}: {recipe} has no such setting{hint}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that `name` may be meant for: by spelling, or the same word in another group."""
+    last = name.rsplit(".", 1)[-1]
+    same = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    return next(iter(same + difflib.get_close_matches(name, known, 1, 0.5)), None)
+
+
+def load_file(path: str) -> ml_collections.ConfigDict:
+    """Runs `get_config()` of a recipe file."""
+    values = flags.FlagValues()
+    define_flag(values, [f"--config={path}"])
+    values(["config", f"--config={path}"])
+    return values.config
+
+
+def flatten(config: ml_collections.ConfigDict | dict, prefix: str = "") -> dict[str, object]:
+    """{"optimizer.lr": 1e-4, ...}; an empty group stays."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict | dict) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def check_fields(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> None:
+    """Refuses fields that no code reads and values of another type, e.g. of a user's own recipe.
+
+    `sampling` is free: its fields are checked by the sampler.
+
+    Raises:
+      ValueError: names the field and what is accepted.
+    """
+    known, found = flatten(defaults), flatten(config)
+    for name in found:
+        if name not in known and not name.startswith("sampling."):
+            near = _nearest(name, list(known))
+            hint = f"; did you mean {near}?" if near else ""
+            raise ValueError(f"config: unknown setting {name}{hint}")
+    for name, default in known.items():
+        if name.startswith("sampling"):
+            continue
+        if name not in found:
+            raise ValueError(f"config: the setting {name} is missing")
+        accepted = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(found[name], accepted):
+            raise ValueError(
+                f"config.{name} is {found[name]!r}; accepted: a value like {default!r}"
+            )
+
+
+def check_choice(config: ml_collections.ConfigDict, name: str, accepted: Sequence[str]) -> str:
+    """The value of field `name`; ValueError if it is none of `accepted`."""
+    value = flatten(config)[name]
+    if value not in accepted:
+        raise ValueError(f"config.{name} is {value!r}; accepted: {', '.join(accepted)}")
+    return value
+
+
+def check_range(
+    config: ml_collections.ConfigDict, name: str, low: float, high: float = float("inf")
+) -> None:
+    """ValueError if field `name` is not a number in [low, high]."""
+    value = flatten(config)[name]
+    if not low <= value <= high:
+        upto = "or more" if high == float("inf") else f"to {high:g}"
+        raise ValueError(f"config.{name} is {value}; accepted: {low:g} {upto}")
+
+
+def keep(config: ml_collections.ConfigDict, run: Path) -> None:
+    """Writes the settings into the run's folder, or compares them with those that are there.
+
+    Raises:
+      ValueError: a setting that decides the result differs.
+    """
+    path = run / FILE_NAME
+    if path.exists():
+        old, new = flatten(read(run)), flatten(config)
+        for name in sorted(old.keys() | new.keys()):
+            fixed = name not in MAY_CHANGE and name.split(".")[0] not in MAY_CHANGE
+            if fixed and old.get(name) != new.get(name):
+                raise ValueError(
+                    f"{path}: this run has {name} {old.get(name)!r}, now it is {new.get(name)!r}; "
+                    "continue with the same settings, or name another --run"
+                )
+    write_atomically(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+
+
+def read(run: Path) -> ml_collections.ConfigDict:
+    """The settings that a run was made with."""
+    path = run / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; {run} is not the folder of a training run")
+    try:
+        return ml_collections.ConfigDict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a configuration: {error}") from None
