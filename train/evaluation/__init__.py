@@ -1,1 +1,20 @@
-"""Evaluation of samples and tokenizers: one named protocol, from images to tables."""
+"""Evaluation of samples and tokenizers: one named protocol, from images to tables.
+
+`evaluate` and `evaluate_tokenizer` do the whole; the metrics on feature arrays are `fit` and
+`frechet_distance`, `inception_score`, `manifold_metrics`.
+"""
+
+from train.evaluation.api import METRICS, TOKENIZER_METRICS, evaluate, evaluate_tokenizer
+from train.evaluation.extraction import Workers
+from train.evaluation.frechet import Statistics, fit, frechet_distance
+from train.evaluation.inception_score import inception_score
+from train.evaluation.manifold import manifold_metrics
+from train.evaluation.reconstruction import LPIPS, codebook_use, psnr, ssim
+from train.evaluation.report import Evaluation
+from train.evaluation.sources import ArraySource, ModelSource, open_source
+
+__all__ = [
+    "LPIPS", "METRICS", "TOKENIZER_METRICS", "ArraySource", "Evaluation", "ModelSource", "Statistics",
+    "Workers", "codebook_use", "evaluate", "evaluate_tokenizer", "fit", "frechet_distance",
+    "inception_score", "manifold_metrics", "open_source", "psnr", "ssim",
+]  # fmt: skip

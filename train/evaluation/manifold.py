@@ -64,7 +64,7 @@ def manifold_metrics(
                 f"{k} nearest neighbours need more than {max(k, 1)} {name} and k of 1 or more; found "
                 f"{len(points)} {name}"
             )
-    bar = tqdm(total=pair.work(), unit=" blocks", desc="neighbours", disable=not progress)
+    bar = tqdm(total=pair.work(), unit=" blocks", desc="neighbours", disable=not progress or None)
     with bar, torch.inference_mode():
         return _metrics(pair, k, bar.update)
 
@@ -143,7 +143,8 @@ class _Pair:
 
     def load(self, points: _Points, rows: slice) -> Tensor:
         """float64 [R, D], centred."""
-        return torch.from_numpy(points.features[rows]).to(self.device).double() - self.mean
+        block = torch.tensor(points.features[rows], device=self.device)
+        return block.double().sub_(self.mean)
 
     def radii(self, points: _Points, k: int, advance: Callable[[], object]) -> Tensor:
         """The squared distance of each point to its k-th neighbour, float64 [N], exact."""

@@ -1,0 +1,289 @@
+"""Command line: `python -m train.evaluate`, the published metrics of samples and of tokenizers."""
+
+import copy
+import datetime
+import functools
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+from absl import flags
+
+from maskgit_pt import command_line, imagenet, sample
+from maskgit_pt.command_line import UsageError
+from maskgit_pt.pretrained import WEIGHTS_NAME, find_folder, load_any, write_atomically
+from train.evaluation import api, report
+from train.evaluation.extraction import Cache, Workers
+from train.evaluation.features import EXTRACTORS, file_sha256, make_extractor
+from train.evaluation.reconstruction import LPIPS
+from train.evaluation.reference import Context, load_reference, save_reference
+from train.evaluation.sources import FirstImages, ModelSource, Source, open_source
+
+PROGRAM = "python -m train.evaluate"
+USAGE = """\
+Compares samples with a reference: FID, Inception Score, precision, recall, density, coverage. Or images with
+what a tokenizer makes of them: rFID, PSNR, SSIM, LPIPS, use of the codebook.
+
+  python -m train.evaluate --samples=samples.npz --reference=VIRTUAL_imagenet256_labeled.npz
+  python -m train.evaluate --model=maskgit256 --tokenizer=tokenizer256 --steps=8 --batch_size=64 \\
+      --reference=VIRTUAL_imagenet256_labeled.npz
+  python -m train.evaluate --tokenizer=tokenizer256 --images=imagenet/val --image_size=256
+  python -m train.evaluate --reference=imagenet/train --image_size=256 --save_statistics=train256.npz
+
+Writes evaluation.json and evaluation.md into --output, with the whole protocol, and prints the table. The
+defaults are the conventions of the ADM evaluator: 50,000 samples, 3 nearest neighbours, 10 splits. Features
+are remembered in --cache. Under `torchrun --nproc_per_node=GPUS -m train.evaluate ...` the processes share
+the images; the result is that of one process."""
+
+FLAGS = flags.FlagValues()
+string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+boolean = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
+
+_WHAT = "a folder, a checkpoint file of Google's, or a Hugging Face hub id"
+string(
+    "samples", None, "Images: a folder of PNG or JPEG, or an npz with arr_0 as uint8 [N, H, W, 3]."
+)
+string("model", None, f"Instead of --samples, generate them with this transformer ({_WHAT}, or a folder with "
+       "both networks) without writing them.")  # fmt: skip
+string("tokenizer", None, f"The tokenizer: {_WHAT}. With --images it is what is evaluated.")
+string("images", None, "Images for the tokenizer: a folder, an npz, or WebDataset tar files.")
+string("reference", None, "Images likewise (a folder is cropped to the samples' size), an ADM reference "
+       "batch (npz), or statistics (npz). With --images, default: those images.")  # fmt: skip
+string("metrics", None, f"Default: all that can be had. Samples: {', '.join(api.METRICS)}; tokenizers: "
+       f"{', '.join(api.TOKENIZER_METRICS)}.")  # fmt: skip
+integer("num_samples", None, "How many samples: the first of --samples (default: all), or generated "
+        "(default: 50000). With --images: that many of them, evenly spread.", lower_bound=1)  # fmt: skip
+integer("num_reference", None, "Of the reference's images, use this many, evenly spread. Default: all.",
+        lower_bound=1)  # fmt: skip
+integer("image_size", None, "Crop folders of images, except --samples, to this size (shorter side, then the "
+        "middle). Default: the samples' size; with --images 256.", lower_bound=1)  # fmt: skip
+enum("features", "inception", sorted(EXTRACTORS), "inception is what published numbers are made of; with the "
+     "others, which need no weights, metrics have other names.")  # fmt: skip
+string("inception_weights", None, "torch-fidelity's file. Default: downloaded once.")
+string("lpips_weights", None, "Two files, VGG16,LINEAR. Default: no LPIPS.")
+integer("neighbours", 3, "Which nearest neighbour makes a radius.", lower_bound=1)
+integer("splits", 10, "Of the Inception Score.", lower_bound=1)
+boolean(
+    "shuffle",
+    True,
+    "Put samples in a fixed random order before splitting; the ADM evaluator does not.",
+)
+string("save_statistics", None, "Write the reference's statistics to this npz file; without samples, do "
+       "nothing else.")  # fmt: skip
+string("output", "evaluation", "Folder for evaluation.json and evaluation.md.")
+string(
+    "name", None, "Of this row in the table. Default: the samples', model's or tokenizer's path."
+)
+string("cache", None, "Folder that remembers features. Default: maskgit_pt/evaluation in the user's cache "
+       "folder; an empty --cache= for none.")  # fmt: skip
+
+_SAMPLER_FLAGS = (
+    "sampler", "steps", "schedule", "choice_temperature", "choice", "remasking", "eta", "shift",
+    "softmax_temperature", "guidance", "guidance_schedule",
+)  # fmt: skip
+_SHARED_FLAGS = ("labels", "seed", "dtype", "device", "threads", "compile")
+for _name in _SAMPLER_FLAGS + _SHARED_FLAGS:  # the same settings as in maskgit_pt.sample
+    FLAGS[_name] = copy.deepcopy(sample.FLAGS[_name])
+FLAGS["labels"].help += " They take turns; default: all classes."
+integer("batch_size", 50, "Images at a time, in each process.", lower_bound=1)
+
+
+def main() -> int:
+    """Evaluates what the flags name."""
+    _check_usage()
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    device = _device()
+    if world > 1:
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+    try:
+        return _run(device, Workers())
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"--batch_size={FLAGS.batch_size}: {device} is out of memory; try a smaller one "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def _check_usage() -> None:
+    given = [name for name in ("samples", "model", "images") if FLAGS[name].value]
+    if len(given) > 1:
+        raise UsageError(f"--{given[0]} and --{given[1]} exclude each other")
+    if not given and not (FLAGS.reference and FLAGS.save_statistics):
+        raise UsageError(
+            "what to evaluate is missing: --samples, --model, or --tokenizer and --images"
+        )
+    if FLAGS.images and not FLAGS.tokenizer:
+        raise UsageError("--images needs --tokenizer")
+    if FLAGS.samples and FLAGS.tokenizer:
+        raise UsageError("--tokenizer belongs to --model or to --images")
+    if FLAGS.save_statistics and not FLAGS.reference:
+        raise UsageError("--save_statistics needs --reference")
+    unknown = None if FLAGS.model else next((n for n in _SAMPLER_FLAGS if FLAGS[n].present), None)
+    if unknown:
+        raise UsageError(f"--{unknown} belongs to --model")
+
+
+def _device() -> torch.device:
+    name = FLAGS.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device={name} cannot be used here: {reason}") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        # The same number whatever torchrun says: sums are split by threads, last bits depend on it.
+        torch.set_num_threads(FLAGS.threads or os.cpu_count() or 1)
+    return device
+
+
+def _run(device: torch.device, workers: Workers) -> int:
+    if workers.rank == 0:
+        for folder in (FLAGS.output, _cache(), _parent(FLAGS.save_statistics)):
+            if folder:
+                Path(folder).mkdir(parents=True, exist_ok=True)  # complains before the work
+    if FLAGS.images:
+        return _finish(_evaluate_tokenizer(device, workers), workers)
+    samples = _samples(device) if FLAGS.samples or FLAGS.model else None
+    extractor = workers.on_each_after_first(
+        lambda: make_extractor(FLAGS.features, FLAGS.inception_weights, device)
+    )
+    reference = FLAGS.reference
+    if FLAGS.save_statistics:
+        reference = _save_statistics(extractor, samples, device, workers)
+    if samples is None:
+        return 0
+    result = api.evaluate(
+        samples, reference, features=extractor, neighbours=FLAGS.neighbours, splits=FLAGS.splits,
+        shuffle=FLAGS.shuffle, reference_count=FLAGS.num_reference, **_common(device, workers),
+    )  # fmt: skip
+    return _finish(result, workers)
+
+
+def _common(device: torch.device, workers: Workers) -> dict:
+    """Settings of both kinds of evaluation."""
+    metrics = FLAGS.metrics
+    return {
+        "metrics": None
+        if metrics is None
+        else [m.strip() for m in metrics.split(",") if m.strip()],
+        "image_size": FLAGS.image_size,
+        "cache": _cache(),
+        "device": device,
+        "batch_size": FLAGS.batch_size,
+        "progress": True,
+        "workers": workers,
+    }
+
+
+def _samples(device: torch.device) -> Source:
+    if FLAGS.samples:
+        source = open_source(FLAGS.samples)
+        return source if FLAGS.num_samples is None else FirstImages(source, FLAGS.num_samples)
+    from maskgit_pt.pipeline import MaskGIT
+
+    dtype = getattr(torch, FLAGS.dtype)
+    model = MaskGIT.from_pretrained(FLAGS.model, FLAGS.tokenizer, device=device, dtype=dtype)
+    settings = {n: FLAGS[n].value for n in _SAMPLER_FLAGS if FLAGS[n].value is not None}
+    try:
+        labels = imagenet.parse_labels(FLAGS.labels or "all", model.num_classes)
+    except ValueError as error:
+        raise ValueError(f"--labels: {error}") from None
+    source = ModelSource(
+        model, FLAGS.num_samples or 50_000, labels, FLAGS.seed, settings, _weights(), FLAGS.model
+    )
+    if FLAGS.compile:
+        model.compile()
+    return source
+
+
+def _weights() -> str:
+    """Hex SHA-256 over the weights of all networks named."""
+    digest = hashlib.sha256()
+    for name in filter(None, (FLAGS.model, FLAGS.tokenizer)):
+        if Path(name).is_file():
+            files = [Path(name)]
+        else:
+            folder = find_folder(name)
+            places = ("", "transformer", "tokenizer")
+            files = [folder / place / WEIGHTS_NAME for place in places]
+        for file in files:
+            if file.is_file():
+                digest.update(file_sha256(file).encode())
+    return digest.hexdigest()
+
+
+def _save_statistics(extractor, samples: Source | None, device: torch.device, workers: Workers):
+    context = Context(extractor, workers, Cache(_cache()), device, FLAGS.batch_size, progress=True)
+    reference = load_reference(
+        FLAGS.reference, context, samples, image_size=FLAGS.image_size, count=FLAGS.num_reference
+    )
+    if workers.rank == 0:
+        save_reference(reference, extractor, FLAGS.save_statistics)
+        print(f"{FLAGS.save_statistics}: {report.protocol_text(reference.protocol)}")
+    return reference
+
+
+def _evaluate_tokenizer(device: torch.device, workers: Workers) -> report.Evaluation:
+    from maskgit_pt.pipeline import TOKENIZERS
+
+    size = FLAGS.image_size or 256
+    images = open_source(FLAGS.images, size)
+    if FLAGS.num_samples is not None:
+        images = FirstImages(images, FLAGS.num_samples, spread=True)
+    tokenizer = load_any(
+        FLAGS.tokenizer, TOKENIZERS, device=device, dtype=getattr(torch, FLAGS.dtype)
+    )
+    lpips = LPIPS.from_flag(FLAGS.lpips_weights, device) if FLAGS.lpips_weights else None
+    settings = _common(device, workers)
+    wants_rfid = settings["metrics"] is None or "rfid" in settings["metrics"]
+    extractor = FLAGS.features
+    if wants_rfid:
+        extractor = workers.on_each_after_first(
+            lambda: make_extractor(FLAGS.features, FLAGS.inception_weights, device)
+        )
+    return api.evaluate_tokenizer(
+        tokenizer, images, FLAGS.reference, features=extractor, lpips=lpips, weights=_weights(),
+        name=FLAGS.tokenizer, **settings | {"image_size": size},
+    )  # fmt: skip
+
+
+def _finish(result: report.Evaluation, workers: Workers) -> int:
+    if workers.rank == 0:
+        name = FLAGS.name or FLAGS.samples or FLAGS.model or FLAGS.tokenizer
+        folder = Path(FLAGS.output)
+        write_atomically(folder / "evaluation.json", result.to_json(name).encode())
+        write_atomically(folder / "evaluation.md", result.to_markdown(name).encode())
+        print(result.to_markdown(name), end="")
+    return 0
+
+
+def _cache() -> str | None:
+    if FLAGS.cache is not None:
+        return FLAGS.cache or None
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(base) / "maskgit_pt" / "evaluation")
+
+
+def _parent(path: str | None) -> Path | None:
+    return Path(path).parent if path else None
+
+
+def cli() -> int:
+    """Entry point of `maskgit-evaluate`."""
+    return command_line.run(main, FLAGS, PROGRAM, USAGE)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

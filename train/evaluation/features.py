@@ -1,0 +1,217 @@
+"""Feature extractors: TF-Inception for published metrics, two small ones that need no weights."""
+
+import contextlib
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.torchvision_import import import_torch_fidelity
+
+# Made by torch-fidelity from Google's graph classify_image_graph_def.pb (2015-12-05).
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = (
+    f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+)
+
+
+class Extractor(Protocol):
+    """Turns images into features.
+
+    Attributes:
+      name: opens the names of metrics, unless it is "inception".
+      has_logits: whether it gives logits as well.
+      protocol: what it is, for the report; JSON.
+      fingerprint: changes with the features it gives.
+    """
+
+    name: str
+    has_logits: bool
+    protocol: dict[str, Any]
+    fingerprint: str
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 [B, 3, H, W] -> {"features": float32 [B, D]}, and "logits" float32 [B, C]."""
+
+
+class Inception:
+    """Inception v3 as in Google's graph, by torch-fidelity: what FID, IS and ADM's metrics are made of.
+
+    Features are the 2048 of the last pooling; logits the 1008 of the last layer without its bias. Images of
+    any size are resized to 299 x 299 inside, as TensorFlow 1 does.
+
+    Args:
+      weights: torch-fidelity's file; default: downloaded once into PyTorch's hub folder.
+      device: where it runs.
+
+    Raises:
+      ImportError: the extra 'eval' is not installed.
+      FileNotFoundError: no such file, or it cannot be downloaded.
+      ValueError: the file holds something else.
+    """
+
+    name, has_logits = "inception", True
+
+    def __init__(
+        self, weights: str | os.PathLike | None = None, device: str | torch.device = "cpu"
+    ):
+        fidelity = import_torch_fidelity()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        path = Path(weights) if weights else _download_inception()
+        self.fingerprint = file_sha256(path)
+        load_weights(path)  # refuses what would run code: torch-fidelity's loading does not
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048", "logits_unbiased"], str(path)
+            )
+        except (RuntimeError, KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"{path}: not the weights of Inception v3 as torch-fidelity stores them; accepted: "
+                f"{INCEPTION_FILE} from {INCEPTION_URL}"
+            ) from None
+        self.network.to(device)
+        self.protocol = {
+            "name": self.name,
+            "network": "TF-Inception v3 (2015-12-05) of torch-fidelity, 2048 pooled features, logits "
+            "without bias, TF1 bilinear resize to 299 x 299",
+            "weights": self.fingerprint,
+            "torch-fidelity": fidelity.__version__,
+        }
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        with full_precision():
+            features, logits = self.network(images)
+        return {"features": features, "logits": logits}
+
+
+class Pixels:
+    """The mean colours of an 8 x 8 grid: for tests, and pictures as simple as digits."""
+
+    name, has_logits = "pixels", False
+    protocol = {"name": "pixels", "network": "mean colours of an 8 x 8 grid (not Inception)"}
+    fingerprint = "pixels 1"
+
+    def __init__(self, device: str | torch.device = "cpu"):
+        del device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        return {"features": F.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1)}
+
+
+class RandomNetwork:
+    """A small network with random weights, always the same: for tests of the whole command.
+
+    Its features tell pictures apart, and its classes mean nothing.
+    """
+
+    name, has_logits = "random", True
+    fingerprint = "random 1"
+    protocol = {
+        "name": "random",
+        "network": "small convolutional network with random weights (not Inception)",
+    }
+
+    def __init__(self, device: str | torch.device = "cpu"):
+        generator = torch.Generator().manual_seed(0)
+        widths, layers = (3, 16, 32, 64), []
+        for i in range(3):
+            conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1)
+            layers += [conv, nn.ReLU()]
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.head = nn.Linear(256, 10)
+        for parameter in (*self.body.parameters(), *self.head.parameters()):
+            values = torch.randn(parameter.shape, generator=generator)
+            parameter.data = values / max(1, parameter[0].numel()) ** 0.5
+        self.body.to(device)
+        self.head.to(device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        with full_precision():
+            features = self.body(images.float() / 127.5 - 1)
+            return {"features": features, "logits": 20 * self.head(features)}
+
+
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+    "inception": Inception,
+    "pixels": Pixels,
+    "random": RandomNetwork,
+}
+
+
+def make_extractor(
+    name: str,
+    weights: str | os.PathLike | None = None,
+    device: str | torch.device = "cpu",
+) -> Extractor:
+    """One of `EXTRACTORS`; `weights` belong to "inception"."""
+    if name not in EXTRACTORS:
+        raise ValueError(f"features are {name!r}; accepted: {', '.join(EXTRACTORS)}")
+    if name == "inception":
+        return Inception(weights, device)
+    if weights:
+        raise ValueError(f"features {name!r} take no weights; they belong to 'inception'")
+    return EXTRACTORS[name](device=device)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 on a GPU, which would round features to 10 bits."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.backends.cuda.matmul.allow_tf32 = products
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a PyTorch file, without executing anything in it.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not such a file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of weights")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # the unpickler raises almost anything on other files
+        state = None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: not a PyTorch state dict (.pth of named tensors)")
+    return state
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Hex SHA-256 of a file."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download_inception() -> Path:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = path.stem.rpartition("-")[2]  # of the SHA-256
+        try:
+            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=prefix)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"the Inception weights cannot be downloaded ({error}); get {INCEPTION_URL} and name the "
+                "file with --inception_weights=FILE, or use --features=pixels for numbers that are not FID"
+            ) from None
+    return path

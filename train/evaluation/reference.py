@@ -1,0 +1,205 @@
+"""What samples are compared with: images, ADM's reference batches, statistics on file."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.evaluation.extraction import Arrays, Cache, Workers, atomic_file, extract, remembered
+from train.evaluation.features import Extractor
+from train.evaluation.frechet import Statistics, fit
+from train.evaluation.npz import Npz
+from train.evaluation.sources import (
+    ArraySource,
+    FirstImages,
+    NpzSource,
+    Source,
+    check_same_size,
+    open_source,
+)
+
+_MOST_FEATURES = 100_000  # stored beside the statistics
+_ACCEPTED = (
+    "accepted: an ADM reference batch (arr_0, and mu and sigma), statistics written by --save_statistics, "
+    "or mu and sigma alone"
+)
+
+
+@dataclasses.dataclass
+class Reference:
+    """The other side of a comparison.
+
+    Attributes:
+      protocol: what it is, for the report.
+      statistics: for FID; on rank 0.
+      features: [M, D] for precision, recall, density and coverage; on rank 0, None where there are none.
+    """
+
+    protocol: dict[str, Any]
+    statistics: Statistics | None = None
+    features: np.ndarray | None = None
+
+
+@dataclasses.dataclass
+class Context:
+    """How features are made: the same for samples and reference."""
+
+    extractor: Extractor
+    workers: Workers
+    cache: Cache
+    device: Any = "cpu"
+    batch_size: int = 50
+    progress: bool = False
+
+    def features(self, source: Source, description: str, logits: bool = False) -> Arrays:
+        """ "features", and "logits" if wanted, of all images; on rank 0."""
+        names = ["features", "logits"] if logits else ["features"]
+
+        def make() -> Arrays:
+            return extract(
+                source, self.extractor, names, self.workers, device=self.device,
+                batch_size=self.batch_size, progress=self.progress, description=description,
+            )  # fmt: skip
+
+        return remembered(self.cache, lambda: self._parts(source), names, self.workers, make)
+
+    def fit(self, source: Source, features: np.ndarray) -> Statistics:
+        """Statistics of all images, remembered as well; call on rank 0."""
+
+        def make() -> Arrays:
+            statistics = fit(features)
+            return {"mu": statistics.mean, "sigma": statistics.covariance}
+
+        found = remembered(
+            self.cache, lambda: self._parts(source), ["mu", "sigma"], Workers(alone=True), make
+        )
+        return Statistics(np.array(found["mu"]), np.array(found["sigma"]), len(features))
+
+    def _parts(self, source: Source) -> list[str | None]:
+        """What features depend on."""
+        return [source.fingerprint, self.extractor.fingerprint]
+
+
+def load_reference(
+    reference: "Source | Reference | np.ndarray | str | os.PathLike",
+    context: Context,
+    samples: Source | None,
+    *,
+    image_size: int | None = None,
+    count: int | None = None,
+    with_features: bool = True,
+) -> Reference:
+    """Opens a reference and computes what is not on file.
+
+    Args:
+      reference: images, or the path of a folder (cropped to the samples' size), of tar files or of an npz.
+      context: how features are made.
+      samples: what will be compared with it; sizes must agree.
+      image_size: crop the images of a folder to this; default: the samples' size.
+      count: of its images, use this many, spread evenly; default: all.
+      with_features: whether features are needed, or statistics alone.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing there, or it does not fit the samples or the extractor.
+    """
+    if isinstance(reference, Reference):
+        return reference
+    if isinstance(reference, np.ndarray):
+        reference = ArraySource(reference, "reference array")
+    if not isinstance(reference, Source):
+        path = Path(reference)
+        if path.suffix == ".npz":
+            return _from_npz(Npz(path), context, samples, count, with_features)
+        if image_size is None and samples is not None and samples.size[0] == samples.size[1]:
+            image_size = samples.size[0]
+        reference = open_source(path, image_size)
+    return _from_images(reference, context, samples, count)
+
+
+def _from_images(
+    source: Source,
+    context: Context,
+    samples: Source | None,
+    count: int | None,
+    statistics: Statistics | None = None,
+) -> Reference:
+    if samples is not None:
+        check_same_size(samples, source)
+    source = source if count is None else FirstImages(source, count, spread=True)
+    found = context.features(source, "reference")
+    result = Reference(dict(source.protocol), statistics, found.get("features"))
+    if context.workers.rank == 0 and statistics is None:
+        result.statistics = context.fit(source, result.features)
+    return result
+
+
+def _from_npz(
+    npz: Npz, context: Context, samples: Source | None, count: int | None, with_features: bool
+) -> Reference:
+    names = set(npz.names)
+    if "protocol" in names:
+        return _from_own_file(npz, context, samples)
+    statistics = None
+    if {"mu", "sigma"} <= names and context.extractor.name == "inception":
+        statistics = _read_statistics(npz)
+    if "arr_0" not in names and statistics is None:
+        more = " (mu and sigma go with --features=inception)" if "mu" in names else ""
+        raise ValueError(
+            f"{npz.path}: found {', '.join(npz.names) or 'nothing'}; {_ACCEPTED}{more}"
+        )
+    if "arr_0" in names and (with_features or statistics is None):
+        result = _from_images(NpzSource(npz.path), context, samples, count, statistics)
+    else:
+        result = Reference({"name": npz.path.name}, statistics)
+    if statistics is not None:
+        result.protocol["statistics"] = "mu and sigma of the file"
+        result.protocol["fingerprint"] = npz.fingerprint("mu", "sigma")
+    return result
+
+
+def _read_statistics(npz: Npz, count: int | None = None) -> Statistics:
+    arrays = [npz.array(name) for name in ("mu", "sigma")]
+    if any(array.dtype.kind != "f" or array.ndim > 2 for array in arrays):
+        raise ValueError(f"{npz.path}: mu and sigma are not float [D] and [D, D]")
+    try:
+        mean, covariance = (np.asarray(array, np.float64) for array in arrays)
+        return Statistics(np.atleast_1d(mean), covariance, count)
+    except ValueError as error:
+        raise ValueError(f"{npz.path}: {error}") from None
+
+
+def _from_own_file(npz: Npz, context: Context, samples: Source | None) -> Reference:
+    try:
+        stored = json.loads(str(npz.array("protocol", 2**20)))
+        protocol, fingerprint = dict(stored["reference"]), stored["extractor"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{npz.path}: its protocol is damaged; {_ACCEPTED}") from None
+    if fingerprint != context.extractor.fingerprint:
+        raise ValueError(
+            f"{npz.path}: made with features {fingerprint[:16]!r}, the samples' would be "
+            f"{context.extractor.fingerprint[:16]!r}; use the same --features and weights"
+        )
+    if samples is not None and protocol.get("size") != samples.protocol["size"]:
+        raise ValueError(
+            f"{npz.path}: of images of {protocol.get('size')}, the samples are {samples.protocol['size']}"
+        )
+    statistics = _read_statistics(npz, protocol.get("count"))
+    features = npz.array("features") if "features" in npz.names else None
+    return Reference(protocol, statistics, features)
+
+
+def save_reference(reference: Reference, extractor: Extractor, path: str | os.PathLike) -> None:
+    """Writes statistics, features (of 100,000 images at most) and protocol as an npz file."""
+    text = json.dumps({"reference": reference.protocol, "extractor": extractor.fingerprint})
+    arrays = {
+        "mu": reference.statistics.mean,
+        "sigma": reference.statistics.covariance,
+        "protocol": np.array(text),
+    }
+    if reference.features is not None and len(reference.features) <= _MOST_FEATURES:
+        arrays["features"] = reference.features
+    with atomic_file(Path(path)) as file:
+        np.savez(file, **arrays)

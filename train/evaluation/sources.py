@@ -1,0 +1,356 @@
+"""Where images come from: folders, ADM's npz files, arrays in memory, a model."""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maskgit_pt.libml.rng import sample_noise
+from train.evaluation.npz import Npz
+from train.image_base import Images, Names
+from train.image_folders import FolderImages, is_image
+from train.images import crop, describe_crop, open_images
+
+_SAMPLE_NAME = re.compile(r"class\d{4,}_(\d{6,})\.png")  # as maskgit_pt.sample writes them
+_ENDS = 2**15  # bytes of each end of a file that go into its fingerprint
+
+
+class Source:
+    """Images in a fixed order.
+
+    Attributes:
+      size: (H, W) of every image.
+      protocol: what the images are, for the report; JSON.
+      prefetch: whether another thread may call `read` while a network runs.
+    """
+
+    size: tuple[int, int]
+    protocol: dict[str, Any]
+    prefetch = True
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Images start ... stop - 1, uint8 [B, H, W, 3]; ValueError or OSError if they are damaged."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """Changes with the images; None if it cannot be had, and nothing may be cached."""
+        return None
+
+
+def open_source(path: str | os.PathLike, image_size: int | None = None) -> Source:
+    """Opens a folder, a collection of tar files, or an npz file.
+
+    Args:
+      path: a folder with images in it, or with folders of images, or what `train.images.open_images`
+        accepts; or an npz file with `arr_0`, uint8 [N, H, W, 3] (the ADM evaluator's layout).
+      image_size: crop the images of a folder to this square; default: they must have one size.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing there, or not images.
+    """
+    path = Path(path)
+    if path.suffix == ".npz" or (path.is_file() and path.suffix != ".tar"):
+        return NpzSource(path)
+    return CollectionSource(_open_collection(path), path, image_size)
+
+
+class ArraySource(Source):
+    """Images in memory.
+
+    Args:
+      images: uint8 [N, H, W, 3].
+      name: for the report.
+    """
+
+    def __init__(self, images: np.ndarray, name: str = "array"):
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not images.size:
+            raise ValueError(
+                f"{name}: shape {list(images.shape)}, dtype {images.dtype}; accepted: uint8 [N, H, W, 3]"
+            )
+        self.images, self.size = images, images.shape[1:3]
+        self.protocol = _describe(name, self, "8-bit arrays")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.images[start:stop]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        shape = str(self.images.shape).encode()
+        return hashlib.sha256(shape + np.ascontiguousarray(self.images).tobytes()).hexdigest()
+
+
+class NpzSource(Source):
+    """`arr_0` of an npz file, read as a stream: 50,000 images need no more memory than a batch."""
+
+    def __init__(self, path: Path):
+        self.npz = Npz(path)
+        self.rows = self.npz.rows("arr_0")
+        shape, dtype = self.rows.shape, self.rows.dtype
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
+            raise ValueError(
+                f"{path}: arr_0 has shape {list(shape)} and dtype {dtype}; accepted: uint8 [N, H, W, 3]"
+            )
+        self.size = shape[1:3]
+        self.protocol = _describe(path.name, self, "npz")
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        with self._lock:
+            return self.rows.read(start, stop)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return self.npz.fingerprint("arr_0")
+
+
+class CollectionSource(Source):
+    """Image files.
+
+    Args:
+      images: the files.
+      path: of the collection.
+      image_size: crop to this square, as `train.images.crop` does with kind "center".
+    """
+
+    def __init__(self, images: Images, path: Path, image_size: int | None = None):
+        self.images, self.path, self.image_size = images, path, image_size
+        if image_size is None:
+            first = images.read(0)
+            self.size = (first.height, first.width)
+        else:
+            self.size = (image_size, image_size)
+        self.protocol = _describe(path.name or str(path), self, _formats(images))
+        if image_size is not None:
+            how = describe_crop("center")["resampling"]
+            self.protocol["resize"] = f"center crop, shorter side to {image_size} ({how})"
+        self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.stack(list(self._threads.map(self._read, range(start, min(stop, len(self))))))
+
+    def _read(self, index: int) -> np.ndarray:
+        image = self.images.read(index)
+        if self.image_size is not None:
+            return crop(image, self.image_size, "center", None)
+        if (image.height, image.width) != self.size:
+            raise ValueError(
+                f"{self.path}: {self.images.name(index)} is {_by(image.height, image.width)}, the first "
+                f"image {_by(*self.size)}; accepted: one size, or --image_size=SIZE to crop to"
+            )
+        return np.asarray(image)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of names, sizes and both ends of all files; the end of a PNG holds a checksum of its pixels."""
+        digest = hashlib.sha256(self.images.fingerprint().encode())
+        if isinstance(self.images, FolderImages):
+            paths = [os.path.join(self.path, self.images.name(i)) for i in range(len(self))]
+        else:
+            paths = self.images.paths
+        for part in self._threads.map(_ends, paths, chunksize=64):
+            digest.update(part)
+        return digest.hexdigest() + f" {self.image_size}"
+
+
+class FirstImages(Source):
+    """The first images of a source, or as many spread evenly over it.
+
+    Args:
+      source: the source.
+      count: how many.
+      spread: over the whole; good for files that are sorted by class.
+
+    Raises:
+      ValueError: the source has fewer.
+    """
+
+    def __init__(self, source: Source, count: int, spread: bool = False):
+        if not 1 <= count <= len(source):
+            raise ValueError(
+                f"{source.protocol['name']} has {len(source)} images; {count} were asked for"
+            )
+        self.source, self.size, self.prefetch = source, source.size, source.prefetch
+        self.index = [i * len(source) // count for i in range(count)] if spread else range(count)
+        which = "evenly spread" if spread else "the first"
+        self.protocol = source.protocol | {
+            "count": count, "subset": f"{which} {count} of {len(source)}",
+        }  # fmt: skip
+        if count == len(source):
+            self.protocol = source.protocol
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        wanted = self.index[start:stop]
+        if wanted[-1] - wanted[0] == len(wanted) - 1:
+            return self.source.read(wanted[0], wanted[-1] + 1)
+        return np.concatenate([self.source.read(i, i + 1) for i in wanted])
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        whole = self.source.fingerprint
+        return whole and f"{whole} {self.protocol.get('subset')}"
+
+
+class ModelSource(Source):
+    """Images that a model generates when they are read; nothing is written.
+
+    They are the 8-bit images that `maskgit_pt.sample` writes as PNG for the same settings.
+
+    Args:
+      model: a `maskgit_pt.MaskGIT`.
+      count: how many images.
+      labels: class ids that take turns; default: all classes.
+      seed: of the noise; image i depends on it and i alone.
+      settings: of `MaskGIT.decoding`.
+      weights: fingerprint of the weights; without it nothing is cached.
+      name: for the report.
+    """
+
+    prefetch = False
+
+    def __init__(
+        self,
+        model: Any,
+        count: int,
+        labels: Sequence[int] | None = None,
+        seed: int = 42,
+        settings: dict[str, Any] | None = None,
+        weights: str | None = None,
+        name: str = "model",
+    ):
+        self.model, self.count, self.seed, self.weights = model, count, seed, weights
+        self.labels = list(range(model.num_classes) if labels is None else labels)
+        wrong = [label for label in self.labels if not 0 <= label < model.num_classes]
+        if wrong or not self.labels:
+            raise ValueError(f"labels are {wrong}; accepted: 0 to {model.num_classes - 1}")
+        self.options = model.decoding(**(settings or {}))
+        self.size = (model.image_size, model.image_size)
+        whole = self.labels == list(range(model.num_classes))
+        sampler = vars(self.options.sampler)
+        self.protocol = _describe(name, self, "8-bit arrays") | {
+            "labels": f"{len(self.labels)} classes in turn{' (all)' if whole else ''}",
+            "seed": seed,
+            "sampler": type(self.options.sampler).__name__,
+            "settings": _jsonable(vars(self.options) | sampler),
+            "dtype": str(model.tokenizer.quantizer.codebook.dtype).removeprefix("torch."),
+        }
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        indices = range(start, min(stop, self.count))
+        labels = torch.tensor([self.labels[i % len(self.labels)] for i in indices])
+        images = (
+            self.model.sample(labels, sample_noise(self.seed, indices), self.options).wait().images
+        )
+        return to_bytes(images)
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        if self.weights is None:
+            return None
+        described = {name: value for name, value in self.protocol.items() if name != "name"}
+        device = self.model.device.type
+        return json.dumps([self.weights, described, self.labels, device], sort_keys=True)
+
+
+def to_bytes(images: torch.Tensor) -> np.ndarray:
+    """[B, 3, H, W] in [0, 1], clipped -> uint8 [B, H, W, 3], rounded as `maskgit_pt.utils.to_pil` does."""
+    images = images.detach().float().clamp(0, 1).mul(255).round().byte()
+    return images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> uint8 [B, 3, H, W]."""
+    return (
+        torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).contiguous()
+    )
+
+
+def check_same_size(samples: Source, reference: Source) -> None:
+    """ValueError if the images of two sources have different sizes."""
+    if tuple(samples.size) != tuple(reference.size):
+        raise ValueError(
+            f"images of {samples.protocol['name']} are {_by(*samples.size)}, those of "
+            f"{reference.protocol['name']} {_by(*reference.size)}; accepted: the same size"
+        )
+
+
+def _open_collection(path: Path) -> Images:
+    if not path.is_dir():
+        return open_images(path)
+    top = sorted(entry.name for entry in os.scandir(path) if is_image(entry.name))
+    samples = {int(found[1]): name for name in top if (found := _SAMPLE_NAME.fullmatch(name))}
+    if samples:  # a folder of maskgit_pt.sample: no grid, no pictures of steps; in order
+        return _files(path, [samples[index] for index in sorted(samples)])
+    if top:
+        return _files(path, top)
+    images = open_images(path)
+    if not len(images):
+        raise ValueError(f"{path}: no images; accepted: PNG or JPEG files, or folders of them")
+    return images
+
+
+def _files(path: Path, names: list[str]) -> FolderImages:
+    found = Names()
+    for name in names:
+        found.append(name)
+    return FolderImages(path, found, np.zeros(len(names), np.int64), ["all"])
+
+
+def _ends(path: str) -> bytes:
+    size = os.stat(path).st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        digest.update(file.read(_ENDS))
+        if size > _ENDS:
+            file.seek(max(_ENDS, size - _ENDS))
+            digest.update(file.read())
+    return digest.digest()
+
+
+def _describe(name: str, source: Source, form: str) -> dict[str, Any]:
+    return {"name": name, "count": len(source), "size": _by(*source.size), "format": form}
+
+
+def _formats(images: Images) -> str:
+    suffixes = {images.name(i).rpartition(".")[2].lower() for i in range(len(images))}
+    names = sorted({Image.registered_extensions().get(f".{suffix}", suffix) for suffix in suffixes})
+    return " and ".join(names)
+
+
+def _by(height: int, width: int) -> str:
+    return f"{height} x {width}"
+
+
+def _jsonable(values: dict[str, Any]) -> dict[str, Any]:
+    """Those that JSON can hold, sorted by name."""
+    plain = (str, int, float, bool, type(None))
+    return {name: value for name, value in sorted(values.items()) if isinstance(value, plain)}
