@@ -6,27 +6,44 @@ import sys
 from absl import flags
 from tqdm import tqdm
 
-from convert import api, dtypes, formats
+from convert import api, dtypes, formats, inspection
 from maskgit_pt import command_line
 
 PROGRAM = "python -m convert"
 USAGE = """\
-Converts MaskGIT weights: Google's Flax files to PyTorch folders, and back with the same bytes.
+Converts MaskGIT weights of any origin: Google's Flax files, files of the projects that ported them, and
+those of Besnier & Chen, to PyTorch folders and back.
 
   python -m convert --input=maskgit_imagenet256_checkpoint --output=maskgit256
   python -m convert --input=maskgit256 --output=maskgit_imagenet256_checkpoint --to=flax
+  python -m convert --input=maskgit_imagenet256.ckpt --output=maskgit_imagenet256_checkpoint --to=flax
+  python -m convert --inspect=FILE
+  python -m convert --list
 
 What the input is, is told from its content. A PyTorch folder holds config.json, model.safetensors
-and README.md; maskgit_pt.Transformer.from_pretrained or maskgit_pt.VQVAE.from_pretrained loads it.
-The output is read back and compared with the input bit for bit before it gets its name."""
+and README.md; `from_pretrained` of the networks and of maskgit_pt.MaskGIT loads it.
+The output is read back and compared with the input bit for bit before it gets its name. Nothing
+that a file contains is ever executed."""
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("input", None, "File or folder to convert.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "output", None, "Folder to make (safetensors) or file to write (flax).", flag_values=FLAGS
+    "output", None, "Folder to make or file to write, depending on --to.", flag_values=FLAGS
 )
 flags.DEFINE_enum(
-    "to", "safetensors", sorted(formats.BY_NAME), "flax or safetensors.", flag_values=FLAGS
+    "to",
+    "safetensors",
+    sorted(formats.BY_NAME),
+    f"Format of the output: {', '.join(formats.BY_NAME)}; see --list.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool("list", False, "Show the formats and what each holds.", flag_values=FLAGS)
+flags.DEFINE_string("inspect", None, "Tell what a file or folder is.", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "safetensors",
+    False,
+    "Write another project's format as a safetensors file instead of PyTorch's.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_enum(
     "dtype",
@@ -42,14 +59,32 @@ flags.DEFINE_bool("overwrite", False, "Replace an output that exists.", flag_val
 flags.DEFINE_integer(
     "num_heads",
     None,
-    "Attention heads, for weights that do not tell (a bare .safetensors file).",
+    "Attention heads, for weights that do not tell (hmorimitsu, besnier, bare .safetensors files). "
+    "Not given: 16, as the published models have.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "num_codes",
+    None,
+    "Codes of the tokenizer, for weights that do not tell (besnier). Not given: 1024, as published; of "
+    "a smaller vocabulary the largest power of two.",
     lower_bound=1,
     flag_values=FLAGS,
 )
 
 
 def main() -> None:
-    """Converts as the flags say and prints a summary."""
+    """Converts as the flags say and prints a summary; or lists, or inspects."""
+    if sum((FLAGS.list, FLAGS.inspect is not None, FLAGS.input is not None)) > 1:
+        raise command_line.UsageError("--input, --list and --inspect exclude each other")
+    if FLAGS.list:
+        print(inspection.list_formats())
+        return
+    if FLAGS.inspect is not None:
+        rows = inspection.inspect(FLAGS.inspect, FLAGS.num_heads, FLAGS.num_codes)
+        print("\n".join(f"{name + ':':14}{value}" for name, value in rows.items()))
+        return
     for name in ("input", "output"):
         if not FLAGS[name].value:
             raise command_line.UsageError(f"--{name} is missing")
@@ -68,6 +103,8 @@ def main() -> None:
             verify=FLAGS.verify,
             overwrite=FLAGS.overwrite,
             num_heads=FLAGS.num_heads,
+            num_codes=FLAGS.num_codes,
+            safetensors=FLAGS.safetensors,
             progress=progress,
         )
     for warning in summary.warnings:

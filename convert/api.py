@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from convert import dtypes, formats, infer, rules
 from convert.checkpoint import Checkpoint
+from convert.foreign import ForeignFormat
 from convert.model_card import model_card
 from convert.output import check_output, replacing, synchronise
 from convert.tensors import Buffer, as_bytes, one_thread
@@ -26,7 +28,7 @@ class Summary:
     """What a conversion did.
 
     Attributes:
-      kind: "transformer", "tokenizer" or "discriminator".
+      kind: a key of `rules.MODEL_CLASSES`.
       config: of the model.
       resolution: in pixels: "256 x 256", "any multiple of 16".
       parameters: how many numbers.
@@ -34,7 +36,7 @@ class Summary:
       input_format, output_format: names of formats.
       input_sha256, output_sha256: of the files that hold the weights.
       verified: whether the output was read back and compared.
-      warnings: for the user: what was assumed; tensors that are not finite.
+      warnings: for the user: what was assumed or left out; tensors that are not finite.
       seconds: it took.
     """
 
@@ -67,15 +69,18 @@ def read_flat(path: str | os.PathLike) -> dict[str, np.ndarray]:
         }
 
 
-def load_checkpoint(path: str | os.PathLike) -> tuple[str, dict, dict[str, Tensor]]:
+def load_checkpoint(
+    path: str | os.PathLike, num_heads: int | None = None, num_codes: int | None = None
+) -> tuple[str, dict, dict[str, Tensor]]:
     """Reads weights of any format as (kind, config, PyTorch state dict).
 
-    `rules.build(kind, config).load_state_dict(state_dict)` makes the model.
+    `rules.build(kind, config).load_state_dict(state_dict)` makes the model. `num_heads` and
+    `num_codes` are for files that do not tell.
 
     Raises:
       ValueError, OSError: one line that begins with the path.
     """
-    with formats.open_checkpoint(path) as checkpoint:
+    with formats.open_checkpoint(path, num_heads, num_codes) as checkpoint:
         return checkpoint.kind, checkpoint.config, checkpoint.state_dict()
 
 
@@ -96,19 +101,23 @@ def convert(
     verify: bool = True,
     overwrite: bool = False,
     num_heads: int | None = None,
+    num_codes: int | None = None,
+    safetensors: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Summary:
     """Converts weights; the output appears whole or not at all.
 
     Args:
       input: file or folder of any format.
-      output: a folder for "safetensors" (config.json, model.safetensors, README.md), a file for
-        "flax".
+      output: a folder for formats with `IS_FOLDER` ("safetensors": config.json, model.safetensors,
+        README.md), a file for the others.
       to: a name of `formats.BY_NAME`.
       dtype: a name of `dtypes.FLOATS`; None keeps what is stored.
       verify: read the output back and compare it with the input, bit for bit.
       overwrite: replace what exists.
       num_heads: attention heads, for input that does not tell.
+      num_codes: codes of the tokenizer, for transformers that do not tell.
+      safetensors: write another project's format as a safetensors file instead of PyTorch's.
       progress: called with the bytes written or verified since the last call, and with all.
 
     Raises:
@@ -121,8 +130,11 @@ def convert(
     if dtype is not None and dtype not in dtypes.FLOATS:
         raise ValueError(f"cannot convert to {dtype!r}; accepted: {', '.join(dtypes.FLOATS)}")
     writer = formats.BY_NAME[to]
-    input_format = formats.recognise(input).NAME
-    with formats.open_checkpoint(input, num_heads) as source:
+    foreign = isinstance(writer, ForeignFormat)
+    if safetensors and not foreign:
+        raise ValueError(f"{to} has one layout; --safetensors is for other projects' formats")
+    found = formats.recognise(input)
+    with formats.open_recognised(found, num_heads, num_codes) as source:
         check_output(output, writer.IS_FOLDER, overwrite)
         total = (1 + verify) * source.size(dtype)
         observer = _Observer(lambda done: progress(done, total))
@@ -130,16 +142,21 @@ def convert(
         with replacing(output) as temporary, ThreadPoolExecutor(2) as threads, one_thread():
             input_sha256 = threads.submit(sha256, source.path)
             try:
-                weights = writer.write(source, temporary, dtype, observer)
+                layout = {"safetensors": safetensors} if foreign else {}
+                weights = writer.write(source, temporary, dtype, observer, **layout)
             except ValueError as error:
                 raise ValueError(f"{input}: {error}") from None
             output_sha256 = threads.submit(sha256, weights)
             on_disk = threads.submit(synchronise, weights)
             written_dtype = dtype or source.dtype
             if verify:
-                with writer.open_checkpoint(temporary, num_heads) as written:
+                unstated = [
+                    source.config.get(name) for name in ("num_attention_heads", "num_codes")
+                ]
+                with formats.open_as(writer, temporary, *unstated) as written:
+                    _check_description(writer, source, written, input, output)
                     _compare(source, written, dtype, input, output, observer.progress)
-            if writer.IS_FOLDER:
+            if writer is formats.safetensors:
                 card = model_card(source, input.name, written_dtype, input_sha256.result())
                 (temporary / "README.md").write_text(card, encoding="utf-8")
             on_disk.result()
@@ -149,7 +166,7 @@ def convert(
             resolution=infer.resolution(source.kind, source.config),
             parameters=source.parameters,
             dtype=written_dtype,
-            input_format=input_format,
+            input_format=found.format.NAME,
             output_format=to,
             input_sha256=input_sha256.result(),
             output_sha256=output_sha256.result(),
@@ -189,6 +206,23 @@ class _Observer:
         return (f"{len(self.not_finite)} tensors hold NaN or infinity: {names}",)
 
 
+_FAILED = "verification failed, nothing was written:"
+
+
+def _check_description(
+    writer: Any, source: Checkpoint, written: Checkpoint, input: Path, output: Path
+) -> None:
+    """Compares names and configuration, the latter as far as the format holds it."""
+    names, back = list(source.tensors), list(written.tensors)
+    config, config_back = source.config, written.config
+    if not writer.KEEPS_ORDER:
+        names, back = sorted(names), sorted(back)
+    if writer is not formats.safetensors:
+        config, config_back = infer.visible(config), infer.visible(config_back)
+    if names != back or config != config_back:
+        raise ValueError(f"{output}: {_FAILED} names, order or configuration differ from {input}")
+
+
 def _compare(
     source: Checkpoint,
     written: Checkpoint,
@@ -198,9 +232,6 @@ def _compare(
     progress: Callable[[int], object],
 ) -> None:
     """Compares bit for bit, through the inverse transforms; ValueError that names the tensor."""
-    failed = f"{output}: verification failed, nothing was written:"
-    if list(source.tensors) != list(written.tensors) or source.config != written.config:
-        raise ValueError(f"{failed} names, order or configuration differ from {input}")
     buffers = [Buffer() for _ in range(4)]
     for name, tensor in source.tensors.items():
         kept = dtype or tensor.dtype
@@ -209,7 +240,7 @@ def _compare(
         same = found.shape == expected.shape and dtypes.name_of_torch(found.dtype) == kept
         # As whole numbers: NaN equals itself, and 0 is not -0.
         if not same or not np.array_equal(_bits(buffers[3].copy(found, kept)), _bits(expected)):
-            raise ValueError(f"{failed} tensor {name} differs from {input}")
+            raise ValueError(f"{output}: {_FAILED} tensor {name} differs from {input}")
         progress(expected.nbytes)
 
 

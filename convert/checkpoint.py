@@ -18,12 +18,14 @@ class Checkpoint:
     Attributes:
       path: the file that holds the weights.
       file: the same, open.
-      kind: "transformer", "tokenizer" or "discriminator".
+      kind: a key of `rules.MODEL_CLASSES`.
       config: complete, for `rules.build`.
       tensors: official name -> tensor, in official order: as in Google's file it once came from if
         that is known, else as published.
       chunks: elements per chunk of the arrays that the official file cuts up.
-      notes: what had to be assumed; for the user to see.
+      notes: what had to be assumed or was left out; for the user to see.
+      origin: what else a foreign file said, for writing it again: "format", "wrapper" (the key that the
+        weights stood under, or None), "values" (its plain numbers and words: steps, versions).
     """
 
     path: Path
@@ -33,6 +35,7 @@ class Checkpoint:
     tensors: dict[str, FileTensor]
     chunks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    origin: dict = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         return self
@@ -46,8 +49,15 @@ class Checkpoint:
         return sum(
             torch.Size(tensor.shape).numel()
             for name, tensor in self.tensors.items()
-            if name.startswith("params/")
+            if not name.startswith("batch_stats/")
         )
+
+    @property
+    def step(self) -> int | None:
+        """How long it was trained, in optimizer steps, if a file said so."""
+        values = self.origin.get("values", {})
+        found = [values.get(name) for name in ("iter", "global_step", "step")]
+        return next((value for value in found if type(value) is int), None)
 
     def size(self, dtype: str | None = None) -> int:
         """Bytes of all tensors, as stored or in another dtype."""

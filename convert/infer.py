@@ -13,15 +13,25 @@ from convert import rules
 from convert.rules import Shape
 from maskgit_pt.configs import vqgan_config
 
+_FROM_PYTORCH_SIGNS = {
+    "besnier_transformer": re.compile(
+        r"((tok_emb|first_layer|last_layer|transformer\.layers)\.|(pos_emb|bias)$)"
+    ),
+    "taming_vqgan": re.compile(
+        r"((encoder|decoder)\.(down|mid|up)\.|quantize\.|quant_conv\.|post_quant_conv\.)"
+    ),
+}
 # Official names that only this kind has.
-_SIGNS = {
+_SIGNS = _FROM_PYTORCH_SIGNS | {
     "transformer": re.compile(r"params/(Embed_0|TransformerLayer_\d+|MlmLayer_0)/"),
     "tokenizer": re.compile(r"(params|batch_stats)/(encoder|decoder|quantizer)/"),
     "discriminator": re.compile(r"params/(ResBlock_\d+/Conv_|Conv_[01]/|Dense_[01]/)"),
 }
-_TORCH_SIGNS = {
+_TORCH_SIGNS = _FROM_PYTORCH_SIGNS | {
     "transformer": re.compile(r"(embed|layers|mlm_layer)\."),
-    "tokenizer": re.compile(r"(encoder|decoder|quantizer)\."),
+    "tokenizer": re.compile(
+        r"((encoder|decoder)\.(conv_in|res_blocks|(down|up)sample_convs|norm_out|conv_out)|quantizer)\."
+    ),
     "discriminator": re.compile(r"(conv_in|res_blocks|conv_out|dense[01])\."),
 }
 # What weights do not show, so that only the stated configuration can tell.
@@ -37,8 +47,17 @@ _NOT_IN_WEIGHTS = {
     "entropy_loss_type",
     "entropy_temperature",
     "blur_resample",
+    "weights",
+    "dropout",
+    "resolution",
+    "attention_resolutions",
+    "num_codes",
+    "num_classes",
 }
+DEFAULT_HEADS = 16  # of Google's and of Besnier & Chen's models
+DEFAULT_CODES = 1024
 
+_MAX_LEVELS = 8
 MAX_MODULES = 1000  # layers or blocks; Google's models have 24
 
 
@@ -60,21 +79,31 @@ def infer_kind(names: Iterable[str], torch_names: bool = False) -> str:
     return kind
 
 
-def infer_config(flat: Mapping[str, Any]) -> tuple[str, dict]:
+def infer_config(
+    flat: Mapping[str, Any], num_heads: int = DEFAULT_HEADS, num_codes: int | None = None
+) -> tuple[str, dict]:
     """Returns the kind and the configuration that official names and shapes show.
 
     Args:
       flat: official name -> array, or anything that has a `.shape`, or the shape itself.
+      num_heads: attention heads, where shapes do not show them.
+      num_codes: codebook size, likewise; None: see `_likely_codes`.
 
     Returns:
-      ("transformer" | "tokenizer" | "discriminator", a dictionary for `rules.build`).
+      (a key of `rules.MODEL_CLASSES`, a dictionary for `rules.build`).
 
     Raises:
       ValueError: a tensor that tells a size is missing or has a wrong shape; names it.
     """
     shapes = {name: tuple(getattr(value, "shape", value)) for name, value in flat.items()}
     kind = infer_kind(shapes)
-    infer = {"transformer": _transformer, "tokenizer": _tokenizer, "discriminator": _discriminator}
+    infer = {
+        "transformer": _transformer,
+        "tokenizer": _tokenizer,
+        "discriminator": _discriminator,
+        "besnier_transformer": lambda shapes: _besnier(shapes, num_heads, num_codes),
+        "taming_vqgan": _taming,
+    }
     return kind, rules.target(kind, infer[kind](_Shapes(shapes)))[2]
 
 
@@ -107,16 +136,47 @@ def merge_config(kind: str, inferred: dict, stated: dict, stated_in: str) -> dic
     return {**stated, **result}
 
 
+def heads_or_default(width: int, num_heads: int | None) -> tuple[int, list[str]]:
+    """The number of attention heads where a file does not tell, and a note if it had to be assumed.
+
+    Raises:
+      ValueError: it does not divide the width.
+    """
+    heads = num_heads or DEFAULT_HEADS
+    if width % heads:
+        raise ValueError(
+            f"its width is {width}, no multiple of {heads} attention heads; --num_heads says how many "
+            "it has"
+        )
+    note = (
+        f"the number of attention heads is not in the file: took {heads}, as the published models "
+        "have (--num_heads says otherwise)"
+    )
+    return heads, [] if num_heads else [note]
+
+
+def visible(config: dict) -> dict:
+    """The part of a configuration that weights show."""
+    return {
+        key: visible(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _NOT_IN_WEIGHTS
+    }
+
+
 def resolution(kind: str, config: dict) -> str:
     """What the model is for, in pixels: "256 x 256", "any multiple of 16"."""
-    if kind == "transformer":
-        side = math.isqrt(tokens := config["max_position_embeddings"] - 1)
+    if kind in ("transformer", "besnier_transformer"):
+        tokens = config.get("num_tokens") or config["max_position_embeddings"] - 1
+        side = math.isqrt(tokens)
         if side * side != tokens:
             return f"{tokens} tokens an image"
-        # Both published tokenizers make one token of 16 x 16 pixels.
+        # All published tokenizers make one token of 16 x 16 pixels.
         return f"{16 * side} x {16 * side}"
     if kind == "tokenizer":
         return f"any multiple of {2 ** (len(config['vqvae']['channel_multipliers']) - 1)}"
+    if kind == "taming_vqgan":
+        return f"any multiple of {2 ** (len(config['channel_multipliers']) - 1)}"
     return f"{config['image_size']} x {config['image_size']}"
 
 
@@ -136,7 +196,7 @@ class _Shapes:
 
     def count(self, prefix: str) -> int:
         """How many modules "prefix0", "prefix1", ... there are."""
-        pattern = re.compile(re.escape(prefix) + r"(\d{1,9})/")
+        pattern = re.compile(re.escape(prefix) + r"(\d{1,9})[/.]")
         numbers = {int(m[1]) for name in self.shapes if (m := pattern.match(name))}
         if len(numbers) > MAX_MODULES:
             raise ValueError(f"{len(numbers):,} modules {prefix}*; at most {MAX_MODULES} accepted")
@@ -205,4 +265,60 @@ def _discriminator(shapes: _Shapes) -> dict:
     return {
         "image_size": image_size,
         "discriminator": {"channel_multiplier": multiplier, "blur_resample": True},
+    }
+
+
+def _besnier(shapes: _Shapes, num_heads: int, num_codes: int | None) -> dict:
+    vocabulary, width = shapes.get("tok_emb.weight", 2)
+    codes = num_codes or _likely_codes(vocabulary)
+    if codes > vocabulary - 3:
+        raise ValueError(f"has {vocabulary} ids, too few for {codes} codes and the classes")
+    heads_or_default(width, num_heads)
+    return {
+        "num_codes": codes,
+        "num_classes": vocabulary - codes - 2,
+        "num_tokens": shapes.get("pos_emb", 3)[1] - 1,
+        "hidden_size": width,
+        "num_hidden_layers": shapes.count("transformer.layers."),
+        "num_attention_heads": num_heads,
+        "intermediate_size": shapes.get("transformer.layers.0.1.fn.net.0.weight", 2)[0],
+    }
+
+
+def _likely_codes(vocabulary: int) -> int:
+    """1024 of the published 2026 ids; else the largest power of two that leaves room for a class.
+
+    The ids are those of the codes, the mask, the classes and "no class"; the weights do not show
+    where one ends and the next begins.
+    """
+    if vocabulary > DEFAULT_CODES + 2:
+        return DEFAULT_CODES
+    return 1 << max(vocabulary - 3, 1).bit_length() - 1
+
+
+def _taming(shapes: _Shapes) -> dict:
+    codes, code_width = shapes.get("quantize.embedding.weight", 2)
+    channels = shapes.get("encoder.conv_in.weight", 4)[0]
+    levels = shapes.count("encoder.down.")
+    if not 1 <= levels <= _MAX_LEVELS:
+        raise ValueError(f"encoder.down has {levels} levels; accepted: 1 to {_MAX_LEVELS}")
+    names = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(levels)]
+    widths = [shapes.get(name, 4)[0] for name in names]
+    for name, width in zip(names, widths, strict=True):
+        if width % channels:
+            raise ValueError(f"{name} gives {width} channels, no multiple of the {channels}")
+    resolution = 256  # as published; only which levels have attention counts
+    return {
+        "num_codes": codes,
+        "embed_dim": code_width,
+        "z_channels": shapes.get("encoder.conv_out.weight", 4)[0],
+        "resolution": resolution,
+        "channels": channels,
+        "channel_multipliers": [width // channels for width in widths],
+        "num_res_blocks": shapes.count("encoder.down.0.block."),
+        "attention_resolutions": [
+            resolution >> level
+            for level in range(levels)
+            if shapes.count(f"encoder.down.{level}.attn.")
+        ],
     }

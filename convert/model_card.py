@@ -1,7 +1,10 @@
 """The README.md that goes with converted weights."""
 
-from convert import infer, rules
+from convert import formats, infer, rules
 from convert.checkpoint import Checkpoint
+
+_MASKGIT = ("MaskGIT", "https://arxiv.org/abs/2202.04200")
+_BESNIER = ("MaskGIT as of Besnier & Chen 2023", "https://arxiv.org/abs/2310.14400")
 
 _CARD = """\
 ---
@@ -13,8 +16,8 @@ tags:
 
 # MaskGIT {kind}
 
-Weights of the {kind} of [MaskGIT](https://arxiv.org/abs/2202.04200) for `maskgit_pt`, converted
-from `{source}`.
+Weights of the {kind} of [{model}]({paper}) for `maskgit_pt`, converted from `{source}`.
+{remark}
 
 | | |
 |---|---|
@@ -24,12 +27,13 @@ from `{source}`.
 | sha256 of the source | `{sha256}` |
 
 ```python
-import maskgit_pt
+from {module} import {class_name}
 
-{variable} = maskgit_pt.{class_name}.from_pretrained("FOLDER")
+{variable} = {class_name}.from_pretrained("FOLDER")
 ```
 
-`python -m convert --input=FOLDER --output=FILE --to=flax` gives the Flax file back.
+`python -m convert --input=FOLDER --output=OUTPUT --to={formats}` gives other formats, also the one it
+was converted from.
 The weights keep the licence of their source.
 """
 
@@ -43,13 +47,22 @@ def model_card(checkpoint: Checkpoint, source: str, dtype: str, sha256: str) -> 
       dtype: of the converted weights.
       sha256: of the source.
     """
+    cls = rules.MODEL_CLASSES[checkpoint.kind]
+    model, paper = _BESNIER if checkpoint.kind in rules.FROM_PYTORCH else _MASKGIT
+    weights = checkpoint.config.get("vqvae", {}).get("weights")
+    writers = formats.writers(checkpoint.kind, checkpoint.config)
     return _CARD.format(
         kind=checkpoint.kind,
+        model=model,
+        paper=paper,
+        remark=f"\n**{weights}**\n" if weights else "",
+        module=cls.__module__,
+        formats="|".join(name for name in writers if name != "safetensors"),
         source=source.replace("`", "'"),
         resolution=infer.resolution(checkpoint.kind, checkpoint.config),
         parameters=checkpoint.parameters,
         dtype=dtype,
         sha256=sha256,
         variable=checkpoint.kind,
-        class_name=rules.MODEL_CLASSES[checkpoint.kind].__name__,
+        class_name=cls.__name__,
     )

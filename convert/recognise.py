@@ -1,7 +1,10 @@
 """What a file is that is no checkpoint, told from its first bytes: failed downloads, mostly."""
 
-import zipfile
+import os
+import re
 from pathlib import Path
+
+from convert import zip_file
 
 HEAD_BYTES = 512
 
@@ -60,24 +63,27 @@ def describe_stranger(path: Path, head: bytes) -> str | None:
     return _describe_text(head)
 
 
-def _describe_folder(path: Path) -> str | None:
-    if (path / "model.safetensors").is_file():
-        return None
+def is_pickle(head: bytes) -> bool:
+    """Whether a file may be a bare pickle, of any protocol."""
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        return True
+    return bool(re.match(rb"(\(|[(\]})l0-9dp]*c[\w.]+\n[\w.]+\n|\(i[\w.]+\n)", head))
+
+
+def _describe_folder(path: Path) -> str:
     entries = sorted(entry.name for entry in path.iterdir())
     if not entries:
         return "is an empty folder"
     found = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
-    return f"is a folder without model.safetensors (it holds {found})"
+    return f"is a folder without weights, neither model.safetensors nor others (it holds {found})"
 
 
 def _describe_zip(path: Path) -> str:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        with open(path, "rb") as file:
+            names = zip_file.read_directory(file, os.fstat(file.fileno()).st_size)
+    except ValueError:
         return "a damaged zip archive"
-    if any(name.endswith("data.pkl") for name in names):
-        return "a PyTorch file (zip of a pickle)"
     if any(name.endswith(".npy") for name in names):
         return "a NumPy archive (.npz)"
     return "a zip archive"

@@ -17,16 +17,27 @@ import torch
 from torch import Tensor, nn
 
 from convert import dtypes
-from convert.tables import TABLES, Transform
+from convert.tables import IDENTITY, TABLES, Transform
+from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.discriminator import Discriminator
 from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from maskgit_pt.pretrained import without_values
 
 Shape = tuple[int, ...]
 
 
-MODEL_CLASSES = {"transformer": Transformer, "tokenizer": VQVAE, "discriminator": Discriminator}
+MODEL_CLASSES = {
+    "transformer": Transformer,
+    "tokenizer": VQVAE,
+    "discriminator": Discriminator,
+    "besnier_transformer": BesnierTransformer,
+    "taming_vqgan": TamingVQGAN,
+}
+# Models that come from PyTorch: their official names are those of the published files, which ours
+# are too, and nothing is transformed.
+FROM_PYTORCH = ("besnier_transformer", "taming_vqgan")
 NORM_NAMES = {"GN": "GroupNorm", "LN": "LayerNorm", "BN": "BatchNorm"}
 # PyTorch counts the batches a BatchNorm has seen, Flax does not; with a fixed momentum nobody asks.
 TORCH_ONLY = "num_batches_tracked"
@@ -91,7 +102,7 @@ def pieces_of(
     """Applies the table of `kind` to PyTorch tensors.
 
     Args:
-      kind: "transformer", "tokenizer" or "discriminator".
+      kind: a key of `MODEL_CLASSES`.
       shapes: PyTorch name -> shape; of a model, or of what a file holds.
       heads: attention heads.
       norm_type: "GN", "LN" or "BN", for the tokenizer.
@@ -99,6 +110,8 @@ def pieces_of(
     Raises:
       ValueError: a tensor without a rule, or whose shape its rule cannot handle.
     """
+    if kind in FROM_PYTORCH:
+        return [Piece(name, name, tuple(s), IDENTITY, 0, 1, 1) for name, s in shapes.items()]
     pieces = []
     last = {half: _last_conv(half, shapes) for half in ("encoder", "decoder")}
     for name, shape in shapes.items():
@@ -147,6 +160,13 @@ def _find_row(kind: str, module: str) -> tuple[str, dict] | None:
                 official = official.replace("{i}", str(i)).replace("{i+1}", str(i + 1))
             return official, leaves
     return None
+
+
+def has_rule(kind: str, name: str) -> bool:
+    """Whether the table of `kind` knows a PyTorch tensor."""
+    module, _, leaf = name.rpartition(".")
+    row = _find_row(kind, module)
+    return leaf == TORCH_ONLY or row is not None and leaf in row[1]
 
 
 def _expand(official: str, fields: dict) -> list[str]:

@@ -19,12 +19,13 @@ from maskgit_pt.libml import guidance as guidance_lib
 from maskgit_pt.libml.rng import Rng, sample_noise
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from maskgit_pt.pretrained import load_any
 from maskgit_pt.utils import Bbox
 
 TRANSFORMERS = [Transformer, BesnierTransformer]
-TOKENIZERS = [VQVAE]
+TOKENIZERS = [VQVAE, TamingVQGAN]
 _DECODED_PIXELS = 2**20  # in one call of the tokenizer, on a GPU: 16 images of 256 px
 
 
@@ -89,17 +90,21 @@ class Decoding:
 class MaskGIT:
     """Generates, edits and reconstructs images.
 
+    Google's networks, or those of Besnier & Chen; images are in [0, 1] with either.
+
     Args:
-      transformer, tokenizer: the networks, in evaluation mode.
+      transformer, tokenizer: the networks; put into evaluation mode.
 
     Raises:
       ValueError: they do not fit each other.
     """
 
-    def __init__(self, transformer: Transformer | BesnierTransformer, tokenizer: VQVAE):
+    def __init__(
+        self, transformer: Transformer | BesnierTransformer, tokenizer: VQVAE | TamingVQGAN
+    ):
         self.transformer = transformer.eval()
         self.tokenizer = tokenizer.eval()
-        self.num_codes = tokenizer.config.vqvae.codebook_size
+        self.num_codes = len(tokenizer.get_codebook_funct())
         self.num_tokens, self.num_classes = _sizes(transformer, self.num_codes)
         self.side = int(self.num_tokens**0.5)
         self.image_size = self.side * tokenizer.downsampling
@@ -125,8 +130,8 @@ class MaskGIT:
         """Loads both networks.
 
         Args:
-          model: the transformer: a folder, a checkpoint file of Google's, or a Hugging Face hub id; or
-            a folder from `save_pretrained`, which holds both.
+          model: the transformer: a folder, a checkpoint file of Google's or of any format that `convert`
+            reads, or a Hugging Face hub id; or a folder from `save_pretrained`, which holds both.
           tokenizer: likewise.
           device: where to.
           dtype: default: as stored.
@@ -155,7 +160,7 @@ class MaskGIT:
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.tokenizer.quantizer.codebook.device
+        return self.tokenizer.get_codebook_funct().device
 
     def compile(self) -> "MaskGIT":
         """Compiles both networks with `torch.compile`, with CUDA graphs on a GPU; returns itself.
@@ -396,7 +401,7 @@ class MaskGIT:
 
     def _encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> int64 [B, h, w], on the device of the weights."""
-        return self.tokenizer.encode_to_indices(images.to(self.tokenizer.quantizer.codebook))
+        return self.tokenizer.encode_to_indices(images.to(self.tokenizer.get_codebook_funct()))
 
     @torch.inference_mode()
     def prepare_edit(

@@ -103,14 +103,15 @@ def load_any(
 ) -> PretrainedMixin:
     """Loads whichever of `classes` a folder, a hub id or a checkpoint file holds, in evaluation mode.
 
-    Files (Google's, for example) are read by the packages that announce a reader under the entry point
-    `READERS`: a function from the path to (class name of ours, configuration, state dict).
+    Files (Google's, for example) and folders of other projects are read by the packages that announce a
+    reader under the entry point `READERS`: a function from the path to (class name of ours,
+    configuration, state dict).
 
     Raises:
       FileNotFoundError, ValueError: as `PretrainedMixin.from_pretrained`.
     """
     path = Path(path_or_hub_id)
-    if not path.is_file():
+    if not path.is_file() and not _is_foreign(path):
         folder = find_folder(path_or_hub_id)
         found = read_config(folder / CONFIG_NAME).get("model_type")
         for cls in classes:
@@ -120,7 +121,7 @@ def load_any(
         readers = importlib.metadata.entry_points(group=READERS)
         if not readers:
             raise ValueError(
-                f"{path} is a file; reading files needs the project installed (pip install -e .)"
+                f"{path} is no folder of ours; reading it needs the project installed (pip install -e .)"
             )
         found, config, state = next(iter(readers)).load()(path)
         for cls in classes:
@@ -131,6 +132,16 @@ def load_any(
                 return model.to(device=device, dtype=dtype).eval()
     accepted = ", ".join(repr(cls.model_type) for cls in classes)
     raise ValueError(f"{path_or_hub_id}: model_type is {found!r}; accepted here: {accepted}")
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder holds weights that are not laid out as ours."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    config = folder / CONFIG_NAME
+    if config.is_file():
+        return "model_type" not in read_config(config)
+    return not (folder / WEIGHTS_NAME).is_file()
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ number = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
 boolean = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
 enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
 
-_WHAT = "a folder, a checkpoint file of Google's, or a Hugging Face hub id"
+_WHAT = "a folder, a file of any format in 'python -m convert --list', or a Hugging Face hub id"
 string("model", None, f"Transformer: {_WHAT}; or a folder with both networks.", required=True)
 string("tokenizer", None, f"Tokenizer: {_WHAT}.")
 string("labels", None, "Class ids, ranges, ImageNet names, or all: 90,200-205,golden retriever.")
@@ -268,7 +268,9 @@ def _fingerprint(path: str) -> str:
         return _sha256(path)
     folder = find_folder(path)
     names = [WEIGHTS_NAME, f"transformer/{WEIGHTS_NAME}", f"tokenizer/{WEIGHTS_NAME}"]
-    return " ".join(_sha256(folder / name) for name in names if (folder / name).is_file())
+    files = [folder / name for name in names if (folder / name).is_file()]
+    files = files or sorted(path for path in folder.rglob("*") if path.is_file())  # not of ours
+    return " ".join(_sha256(file) for file in files)
 
 
 def _sha256(path: str | os.PathLike) -> str:

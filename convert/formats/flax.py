@@ -12,7 +12,15 @@ from convert.tensors import Buffer, FileTensor, OpenFile, as_bytes
 
 NAME = "flax"
 DESCRIPTION = "Flax msgpack file (Google's own format)"
+HOLDS = "Google's transformer, tokenizer or discriminator"
 IS_FOLDER = False
+KEEPS_ORDER = True
+KINDS = ("transformer", "tokenizer", "discriminator")
+
+
+def can_write(kind: str, config: dict) -> bool:
+    """Whether it is a model that Google's code has."""
+    return kind in KINDS
 
 
 def matches(path: Path, head: bytes) -> bool:
@@ -21,12 +29,15 @@ def matches(path: Path, head: bytes) -> bool:
     return bool(is_map) and path.is_file()
 
 
-def open_checkpoint(path: Path, num_heads: int | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: Path, num_heads: int | None = None, num_codes: int | None = None
+) -> Checkpoint:
     """Opens a file.
 
     Args:
       path: a file.
       num_heads: attention heads; must be what the file shows, if given.
+      num_codes: of no use here.
 
     Raises:
       ValueError: not such a file, or not the weights of one of our models; one line.
@@ -75,7 +86,12 @@ def write(
 
     Returns:
       The file that holds the weights: `output`.
+
+    Raises:
+      ValueError: Google's code has no such model.
     """
+    if not can_write(source.kind, source.config):
+        raise ValueError(f"Google's format holds {', '.join(KINDS)}; this is a {source.kind}")
     stored, converted = Buffer(), Buffer()
 
     def leaf(name: str, tensor: FileTensor) -> flax_msgpack.LazyArray:

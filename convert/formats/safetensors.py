@@ -19,26 +19,44 @@ from maskgit_pt.pretrained import CONFIG_NAME, WEIGHTS_NAME, read_config
 
 NAME = "safetensors"
 DESCRIPTION = f"folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or a bare .safetensors file"
+HOLDS = "any of the models, with its configuration"
 IS_FOLDER = True
+KEEPS_ORDER = True
+KINDS = tuple(rules.MODEL_CLASSES)
 
 MAX_CONFIG_BYTES = 2**20
-DEFAULT_HEADS = 16  # of Google's models
-ORDER, CHUNKS, CONFIG = "official_order", "official_chunks", "maskgit_config"  # metadata
+# The tensor whose last size is the width that the heads share.
+_WIDTHS = {"transformer": "embed.word_embeddings.weight", "besnier_transformer": "tok_emb.weight"}
+# Metadata.
+ORDER, CHUNKS, CONFIG = "official_order", "official_chunks", "maskgit_config"
+ORIGIN = "maskgit_origin"
 
 
-def matches(path: Path, head: bytes) -> bool:
-    """Whether it is a folder with weights, or a file whose first bytes are such a header."""
-    if path.is_dir():
-        return (path / WEIGHTS_NAME).is_file()
-    return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"
+def can_write(kind: str, config: dict) -> bool:
+    """Whether it is a model of ours."""
+    return kind in KINDS
 
 
-def open_checkpoint(path: Path, num_heads: int | None = None) -> Checkpoint:
+def likeness(names: Iterable[str]) -> float:
+    """Which part of the tensors has names of one of our models, 0 to 1."""
+    names = list(names)
+    try:
+        kind = infer.infer_kind(names, torch_names=True)
+    except ValueError:
+        return 0.0
+    if kind in rules.FROM_PYTORCH:  # our names are theirs: their formats tell
+        return 0.0
+    return sum(rules.has_rule(kind, name) for name in names) / len(names)
+
+
+def open_checkpoint(
+    path: Path, num_heads: int | None = None, num_codes: int | None = None
+) -> Checkpoint:
     """Opens a folder or a file.
 
     Args:
       path: the folder, or the weights in it, or weights alone.
-      num_heads: attention heads, where neither configuration nor metadata tell.
+      num_heads, num_codes: attention heads, codes, where neither configuration nor metadata tell.
 
     Raises:
       ValueError: not such a file, or not the weights of one of our models; one line.
@@ -49,9 +67,10 @@ def open_checkpoint(path: Path, num_heads: int | None = None) -> Checkpoint:
     stated, stated_in = _stated_config(weights, metadata)
     shapes = {name: leaf[1] for name, leaf in stored.items()}
     kind = infer.infer_kind(shapes, torch_names=True)
-    heads, notes = _heads(kind, stated, num_heads)
+    heads, notes = _heads(kind, stated, shapes, num_heads)
     pieces = rules.pieces_of(kind, shapes, heads, _norm_type(stated, shapes))
-    _, config = infer.infer_config({piece.official: piece.official_shape for piece in pieces})
+    official_shapes = {piece.official: piece.official_shape for piece in pieces}
+    _, config = infer.infer_config(official_shapes, heads, num_codes)
     config = infer.merge_config(kind, config, stated, stated_in)
     expected, pieces, config = rules.target(kind, config)
     rules.close_books(expected, shapes, f"a {kind}")
@@ -59,7 +78,25 @@ def open_checkpoint(path: Path, num_heads: int | None = None) -> Checkpoint:
     tensors = {p.official: _file_tensor(opened, p, *stored[p.torch]) for p in pieces}
     order, chunks = _official_layout(tensors, metadata)
     ordered = {name: tensors[name] for name in order}
-    return Checkpoint(weights, opened, kind, config, ordered, chunks, notes)
+    origin = _origin(metadata)
+    return Checkpoint(weights, opened, kind, config, ordered, chunks, notes, origin)
+
+
+def _origin(metadata: dict[str, str]) -> dict:
+    """What a foreign file said besides its weights, if they came from one and it still makes sense."""
+    try:
+        origin = json.loads(metadata.get(ORIGIN, "{}"))
+        wrapper, values = origin.get("wrapper"), origin.get("values", {})
+    except (ValueError, RecursionError, AttributeError):
+        return {}
+    plain = (
+        isinstance(values, dict)
+        and isinstance(origin.get("companion", {}), dict)
+        and all(isinstance(value, str | int | float) for value in values.values())
+    )
+    if not plain or not isinstance(wrapper, str | None):
+        return {}
+    return {"wrapper": None, "values": {}, "companion": {}} | origin
 
 
 def _file_tensor(
@@ -92,17 +129,16 @@ def _stated_config(weights: Path, metadata: dict[str, str]) -> tuple[dict, str]:
     return stated, "its metadata"
 
 
-def _heads(kind: str, stated: dict, num_heads: int | None) -> tuple[int, list[str]]:
-    if kind != "transformer":
+def _heads(
+    kind: str, stated: dict, shapes: dict[str, rules.Shape], num_heads: int | None
+) -> tuple[int, list[str]]:
+    if kind not in _WIDTHS:
         return 1, []
     heads = stated.get("num_attention_heads", num_heads)
     if num_heads not in (None, heads):
         raise ValueError(f"its configuration says {heads} attention heads, not {num_heads}")
     if heads is None:
-        return DEFAULT_HEADS, [
-            f"the number of attention heads is not in the file: took {DEFAULT_HEADS}, as Google's "
-            "models have (--num_heads says otherwise)"
-        ]
+        return infer.heads_or_default(shapes.get(_WIDTHS[kind], (0,))[-1], None)
     if type(heads) is not int or heads < 1:
         raise ValueError(f"num_attention_heads is {heads!r}; accepted: a number from 1")
     return heads, []
@@ -172,7 +208,11 @@ def write(
         "format": "pt",
         ORDER: json.dumps(list(source.tensors)),
         CONFIG: json.dumps(config),
-    } | ({CHUNKS: json.dumps(source.chunks)} if source.chunks else {})
+    }
+    if source.chunks:
+        metadata[CHUNKS] = json.dumps(source.chunks)
+    if source.origin:
+        metadata[ORIGIN] = json.dumps(source.origin)
     by_torch: dict[str, list[rules.Piece]] = {name: [] for name in shapes}
     for piece in pieces:
         by_torch[piece.torch].append(piece)

@@ -1,0 +1,50 @@
+"""Besnier & Chen 2023 (valeoai/Maskgit-pytorch v1): `MaskGIT_ImageNet_{256,512}.pth`.
+
+A model of its own, see `nets/besnier_transformer.py`, whose names are those of the file. With it
+come the iteration, the epoch and the optimizer's state; the latter is left out. Neither the number
+of attention heads nor the size of the codebook is in the file.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from convert import infer, rules
+from convert.foreign import ForeignFormat, Row, Rows, numbers
+from convert.rules import Shape
+
+_LAYER = re.compile(r"transformer\.layers\.(\d{1,4})\.")
+
+
+class Besnier(ForeignFormat):
+    NAME = "besnier"
+    DESCRIPTION = "valeoai/Maskgit-pytorch v1, MaskGIT_ImageNet_{256,512}.pth"
+    HOLDS = "the transformer of Besnier & Chen 2023; not the number of attention heads"
+    KINDS = ("besnier_transformer",)
+    WRAPPERS = ("model_state_dict", None)
+
+    def rows_of_file(self, shapes: Mapping[str, Shape]) -> Rows:
+        (layers,) = numbers(_LAYER, shapes)
+        return _rows(layers)
+
+    def rows_of_model(self, kind: str, config: dict) -> Rows:
+        return _rows(config["num_hidden_layers"])
+
+    def _heads(self, shapes: Mapping[str, Shape], num_heads: int | None) -> tuple[int, list[str]]:
+        return infer.heads_or_default(shapes.get("tok_emb.weight", (0,))[-1], num_heads)
+
+    def wrap(self, state: dict[str, Tensor], wrapper: str | None, values: dict) -> dict:
+        state = OrderedDict(state)
+        if wrapper is None:
+            return state
+        return {"iter": 0, "global_epoch": 0} | values | {wrapper: state}
+
+
+def _rows(layers: int) -> Rows:
+    names = rules.target("besnier_transformer", {"num_hidden_layers": layers})[0]
+    return {name: Row((name,)) for name in names}
+
+
+FORMAT = Besnier()

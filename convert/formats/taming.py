@@ -1,0 +1,91 @@
+"""The tokenizer of Besnier & Chen 2023: `last.ckpt` and `model.yaml` (CompVis/taming-transformers).
+
+A model of its own, see `nets/taming_vqgan.py`, whose names are those of the file. A Lightning
+checkpoint: with it come the loss' networks (`loss.*`), optimizers and callbacks, all left out.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from torch import Tensor
+
+from convert import infer, rules
+from convert.checkpoint import Checkpoint
+from convert.container import Container, entries
+from convert.foreign import ForeignFormat, Row, Rows
+from convert.rules import Shape
+from maskgit_pt.configs import taming_vqgan_config
+
+_MAX_YAML_BYTES = 2**16  # published: 645
+_YAML_NAME = "model.yaml"
+
+
+class Taming(ForeignFormat):
+    NAME = "taming"
+    DESCRIPTION = "CompVis/taming-transformers, VQGAN last.ckpt and model.yaml"
+    HOLDS = "the VQGAN f16-1024 that Besnier & Chen's transformer goes with"
+    IS_FOLDER = True
+    KINDS = ("taming_vqgan",)
+    WRAPPERS = ("state_dict", None)
+    WEIGHTS_NAME = "last.ckpt"
+    IGNORED = re.compile(r"loss\.")
+
+    def rows_of_file(self, shapes: Mapping[str, Shape]) -> Rows:
+        try:
+            kind, config = infer.infer_config(shapes)
+        except ValueError:
+            kind, config = "taming_vqgan", {}
+        if kind != "taming_vqgan":
+            return {}
+        return _rows(config)
+
+    def rows_of_model(self, kind: str, config: dict) -> Rows:
+        return _rows(config)
+
+    def read_companion(self, container: Container) -> tuple[str, dict]:
+        for path in _yaml_files(container):
+            tree = _read_yaml(path)
+            if "model" in tree:
+                return path.name, tree
+        return "", {}
+
+    def stated_config(self, companion: dict) -> dict:
+        return taming_vqgan_config.arguments(companion) if companion else {}
+
+    def wrap(self, state: dict[str, Tensor], wrapper: str | None, values: dict) -> dict:
+        return state if wrapper is None else values | {wrapper: state}
+
+    def companions(self, source: Checkpoint) -> dict[str, bytes]:
+        same = source.origin.get("format") == self.NAME
+        tree = taming_vqgan_config.tree(source.config)
+        if same and source.origin["companion"]:
+            tree = source.origin["companion"]
+        return {_YAML_NAME: yaml.safe_dump(tree, sort_keys=False).encode()}
+
+
+def _rows(config: dict) -> Rows:
+    return {name: Row((name,)) for name in rules.target("taming_vqgan", config)[0]}
+
+
+def _yaml_files(container: Container) -> list[Path]:
+    """Of the folder that was named; of a bare file, the one beside it."""
+    if container.folder is None:
+        paths = [container.path.with_name(_YAML_NAME)]
+    else:
+        paths = [path for path in entries(container.folder) if path.suffix in (".yaml", ".yml")]
+    return [path for path in paths if path.is_file() and path.stat().st_size <= _MAX_YAML_BYTES]
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(tree)  # no dates, no loops
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path.name}: not plain YAML: {type(error).__name__}") from None
+    return tree if isinstance(tree, dict) else {}
+
+
+FORMAT = Taming()

@@ -1,0 +1,399 @@
+"""Pickles, read without running anything that they name.
+
+A pickle is a program for a stack machine, and two of its instructions call functions. This machine
+has those two as well, but calls nothing: it knows by heart what a few functions make (containers,
+tensors) and makes that itself; an object of any other class becomes an inert `Thing`. A pickle that
+calls what no file of weights needs is `Refused` with the name of it. Python's own unpickler is not
+used, not even restricted: it believes the sizes that a pickle states.
+
+`torch_file` reads with this what `torch.load(weights_only=True)` reads, and the files that it
+refuses for harmless objects among their settings.
+"""
+
+import io
+import pickletools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from convert.flax_scanner import printable
+
+MAX_INSTRUCTIONS = 2_000_000  # Besnier & Chen's files, optimizer's state included, have some 40,000
+MAX_COPIED = 2**26  # elements or bytes
+_MARK = object()
+
+
+class PickleProblem(ValueError):
+    """What is wrong with a pickle, in one line."""
+
+
+class Refused(PickleProblem):
+    """The pickle calls what no file of weights needs; says what."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a pickle refers to by its name: a class, a function."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return printable(f"{_ALIASES.get(self.module, self.module)}.{self.name}")
+
+
+@dataclass(eq=False)
+class Thing:
+    """An object that is not looked into, and would only come to life if its class were imported."""
+
+    kind: Name
+    arguments: tuple = ()
+    state: Any = None
+    items: dict = field(default_factory=dict)
+    elements: list = field(default_factory=list)
+
+
+_ALIASES = {"__builtin__": "builtins", "copy_reg": "copyreg", "posix": "os", "nt": "os"}
+
+# Modules that run programs or code, open files or connections, or reach for other functions. The
+# list need not be complete, as nothing is ever called: it decides what is reported.
+_ACTING = frozenset(
+    """
+    _io _operator _pickle _posixsubprocess _socket _thread _winapi aiohttp antigravity asyncio
+    atexit bdb builtins cProfile code codeop commands concurrent ctypes cffi distutils doctest
+    dill cloudpickle ensurepip faulthandler fileinput ftplib gc glob httpx http idlelib imaplib
+    imp importlib inspect io joblib linecache marshal mmap msilib multiprocessing nntplib
+    ntpath numexpr operator os pdb pickle pickletools pip pkgutil poplib popen2 posixpath
+    profile pty pydoc requests resource runpy setuptools shelve shutil signal site smtplib socket
+    socketserver sqlite3 ssl subprocess sys sysconfig tarfile telnetlib tempfile test threading timeit
+    tkinter trace tracemalloc turtle types unittest urllib urllib2 urllib3 venv webbrowser winreg
+    wsgiref xmlrpc zipapp zipfile zipimport zipimporter
+    """.split()
+)
+# Functions that stand in state dicts and settings; what they make is inert here.
+_HARMLESS = frozenset(
+    """
+    builtins.complex builtins.getattr builtins.object builtins.range builtins.slice
+    collections.deque copyreg.__newobj__ copyreg.__newobj_ex__ copyreg._reconstructor
+    datetime.date datetime.datetime datetime.time datetime.timedelta datetime.timezone
+    functools.partial logging.getLogger operator.attrgetter operator.itemgetter re._compile
+    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
+    numpy.core.multiarray.scalar numpy._core.multiarray.scalar numpy.dtype numpy.float64 numpy.float32
+    numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
+    numpy.random._pickle.__bit_generator_ctor numpy.random._pickle.__generator_ctor
+    numpy.random._pickle.__randomstate_ctor numpy.random.__RandomState_ctor
+    torch.device torch.Size torch.Generator torch.serialization._get_layout types.SimpleNamespace
+    """.split()
+)
+_CLASSES_OF_TORCH = ("torch.nn.", "torch.optim.", "torch.distributed.", "torch.utils.data.")
+
+
+def _plain_list(items: Any = ()) -> list | tuple:
+    # Sets too: members may not be hashable here, and hashing may be made slow on purpose.
+    if not isinstance(items, list | tuple):
+        raise TypeError
+    return items
+
+
+def _plain_dict(pairs: Any = ()) -> dict:
+    return pairs if isinstance(pairs, dict) else {_key(k): v for k, v in pairs}
+
+
+def _plain_bytes(data: Any = b"", encoding: Any = None) -> bytes:
+    if isinstance(data, str) and encoding in ("latin-1", "latin1"):
+        return data.encode("latin-1")
+    if isinstance(data, bytes | bytearray | list | tuple):
+        return bytes(data)
+    size = f" of {data:,} bytes" if isinstance(data, int) and abs(data) < 2**64 else ""
+    raise Refused(f"its pickle asks for a buffer{size}, which no file of weights does")
+
+
+# What is made here in place of the function's result.
+_BUILDERS: dict[str, Callable] = {
+    "collections.OrderedDict": _plain_dict,
+    "collections.Counter": _plain_dict,
+    "collections.defaultdict": lambda factory=None, pairs=(): _plain_dict(pairs),
+    "builtins.dict": _plain_dict,
+    "builtins.list": _plain_list,
+    "builtins.set": _plain_list,
+    "builtins.frozenset": _plain_list,
+    "builtins.tuple": _plain_list,
+    "_codecs.encode": _plain_bytes,
+    "builtins.bytearray": _plain_bytes,
+    "builtins.bytes": _plain_bytes,
+}
+
+
+@dataclass
+class Machine:
+    """Runs pickles of one file.
+
+    Args:
+      persistent: makes what a persistent id stands for; of a file without any, None.
+      builders: by "module.function", makes what a call of that function would give.
+
+    Attributes:
+      things: how many objects of which class were left inert.
+    """
+
+    persistent: Callable[[Any], Any] | None = None
+    builders: dict[str, Callable] = field(default_factory=dict)
+    things: Counter = field(default_factory=Counter)
+
+    def load(self, file: io.BytesIO) -> Any:
+        """Reads the pickle at the file's position, and stops behind it.
+
+        Raises:
+          Refused: it calls something; names it.
+          PickleProblem: it is damaged or no pickle.
+        """
+        self.stack: list = []
+        self.marks: list[list] = []
+        self.memo: dict[int, Any] = {}
+        self.copied = 0
+        try:
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+                if count > MAX_INSTRUCTIONS:
+                    raise PickleProblem(
+                        f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions"
+                    )
+                if opcode.name == "STOP":
+                    return self.stack.pop()
+                self._run(opcode.name, argument)
+        except PickleProblem:
+            raise
+        except ValueError as error:
+            raise PickleProblem(f"its pickle is damaged: {printable(str(error)[:200])}") from None
+        except (IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
+            raise PickleProblem(f"its pickle is damaged: {type(error).__name__}") from None
+        raise PickleProblem("its pickle has no end")
+
+    def _run(self, name: str, argument: Any) -> None:
+        if name in _PUSHES:
+            self.stack.append(argument)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in _NOTHING:
+            pass
+        elif name in _OPERATIONS:
+            _OPERATIONS[name](self, argument)
+        else:
+            raise PickleProblem(f"its pickle has the instruction {name}; no file of weights has")
+
+    def _pop_mark(self) -> list:
+        """What was pushed since the last mark."""
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        """What a call would give; an inert `Thing` if that cannot be told."""
+        if not isinstance(function, Name):
+            raise Refused(
+                "its pickle calls the result of another call, which no file of weights does"
+            )
+        known = f"{_ALIASES.get(function.module, function.module)}.{function.name}"
+        builder = self.builders.get(known) or _BUILDERS.get(known)
+        if builder:
+            return self._build_known(builder, arguments)
+        if known.startswith("torch._utils._rebuild_"):  # of kinds that no weights here have
+            return self._thing(function, arguments)
+        if known not in _HARMLESS and _acts(function, called=True):
+            raise Refused(f"its pickle tries to run {_both_names(function)}")
+        if known == "copyreg._reconstructor":
+            function = arguments[0]
+        return self._thing(function, arguments)
+
+    def _make(self, kind: Any, arguments: Any) -> Any:
+        """What making an object of a class, without its `__init__`, would give."""
+        if not isinstance(kind, Name):
+            raise PickleProblem("its pickle makes an object of what is no class")
+        known = f"{_ALIASES.get(kind.module, kind.module)}.{kind.name}"
+        if known in _BUILDERS:
+            return self._build_known(_BUILDERS[known], arguments)
+        if known not in _HARMLESS and _acts(kind, called=False):
+            raise Refused(f"its pickle tries to make a {_both_names(kind)}")
+        return self._thing(kind, arguments)
+
+    def _build_known(self, builder: Callable, arguments: Any) -> Any:
+        # Copies of copies of something large would fill the memory.
+        self.copied += sum(len(part) for part in arguments if isinstance(part, list | dict | str))
+        if self.copied > MAX_COPIED:
+            raise PickleProblem("its pickle copies more than any file of weights")
+        return builder(*arguments)
+
+    def _thing(self, kind: Any, arguments: Any) -> Thing:
+        if not isinstance(kind, Name):
+            raise PickleProblem("its pickle makes an object of what is no class")
+        self.things[str(kind)] += 1
+        return Thing(kind, tuple(arguments))
+
+    # The instructions that do more than push, in the order of pickletools.
+
+    def _mark(self, _: Any) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def _append(self, items: list) -> None:
+        target = self.stack[-1]
+        (target.elements if isinstance(target, Thing) else target).extend(items)
+
+    def _set_items(self, items: list) -> None:
+        target = self.stack[-1]
+        target = target.items if isinstance(target, Thing) else target
+        if not isinstance(target, dict):
+            raise TypeError
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_key(key)] = value
+
+    def _build(self, _: Any) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Thing):  # attributes of containers and tensors are not needed
+            self.stack[-1].state = state
+
+    def _global(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self.stack.append(Name(module, name))
+
+    def _stack_global(self, _: Any) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise TypeError
+        self.stack.append(Name(module, name))
+
+    def _reduce(self, _: Any) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(self._call(function, arguments))
+
+    def _inst(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        arguments = self._pop_mark()
+        self.stack.append(self._call(Name(module, name), arguments))
+
+    def _obj(self, _: Any) -> None:
+        function, *arguments = self._pop_mark()
+        self.stack.append(self._call(function, arguments))
+
+    def _newobj(self, _: Any) -> None:
+        arguments, kind = self.stack.pop(), self.stack.pop()
+        self.stack.append(self._make(kind, arguments))
+
+    def _newobj_ex(self, _: Any) -> None:
+        self.stack.pop()  # keyword arguments
+        self._newobj(None)
+
+    def _persistent(self, identity: Any) -> None:
+        if self.persistent is None:
+            raise PickleProblem("its pickle refers to data outside of it, and there are none")
+        self.stack.append(self.persistent(identity))
+
+    def _dup(self, _: Any) -> None:
+        self.stack.append(self.stack[-1])
+
+    def _pop(self, _: Any) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self._pop_mark()
+
+    def _put(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def _collect(self, make: Callable[[list], Any]) -> None:
+        items = self._pop_mark()
+        self.stack.append(make(items))
+
+    def _tuple(self, count: int) -> None:
+        items = tuple(self.stack[-count:])
+        if len(items) != count:
+            raise IndexError
+        self.stack[-count:] = [items]
+
+
+def _key(key: Any) -> Any:
+    """A key of a dictionary that is cheap to hash."""
+    if isinstance(key, str | bytes | bool | float | Name | Thing | None):
+        return key
+    if isinstance(key, int) and abs(key) < 2**60:
+        return key
+    if isinstance(key, tuple) and len(key) <= 8 and not any(isinstance(k, tuple) for k in key):
+        return tuple(_key(part) for part in key)
+    raise TypeError
+
+
+def _acts(what: Name, called: bool) -> bool:
+    """Whether calling (or only making) it is more than making an object of some class."""
+    module = _ALIASES.get(what.module, what.module)
+    if module.partition(".")[0].lstrip("_") in _ACTING or module.partition(".")[0] in _ACTING:
+        return True
+    if module == "torch" or "." in what.name and module.startswith("torch"):
+        return called
+    is_class = what.name.rpartition(".")[2].lstrip("_")[:1].isupper()
+    if module.startswith("torch.") and not module.startswith(_CLASSES_OF_TORCH):
+        return called
+    return called and not is_class
+
+
+def _result(what: Any) -> str:
+    """Names what is called although it is itself the result of a call."""
+    if isinstance(what, Thing) and what.kind.name == "getattr" and len(what.arguments) == 2:
+        owner, attribute = what.arguments
+        if isinstance(owner, Name) and isinstance(attribute, str):
+            return f"{owner}.{printable(attribute[:80])}"
+    return f"the result of {what.kind}" if isinstance(what, Thing) else "what is no function"
+
+
+def _both_names(what: Name) -> str:
+    """ "os.system", as it is known, and "posix.system", as it stands in the file."""
+    written = printable(f"{what.module}.{what.name}")
+    return str(what) if str(what) == written else f"{what} ({written})"
+
+
+_PUSHES = frozenset(
+    """
+    INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES
+    SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 FLOAT BINFLOAT
+    """.split()
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_NOTHING = frozenset(("PROTO", "FRAME"))
+_OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
+    "MARK": Machine._mark,
+    "EMPTY_LIST": lambda m, _: m.stack.append([]),
+    "EMPTY_SET": lambda m, _: m.stack.append([]),
+    "EMPTY_DICT": lambda m, _: m.stack.append({}),
+    "APPEND": lambda m, _: m._append([m.stack.pop()]),
+    "APPENDS": lambda m, _: m._append(m._pop_mark()),
+    "ADDITEMS": lambda m, _: m._append(m._pop_mark()),
+    "LIST": lambda m, _: m._collect(list),
+    "FROZENSET": lambda m, _: m._collect(list),
+    "TUPLE": lambda m, _: m._collect(tuple),
+    "TUPLE1": lambda m, _: m._tuple(1),
+    "TUPLE2": lambda m, _: m._tuple(2),
+    "TUPLE3": lambda m, _: m._tuple(3),
+    "DICT": lambda m, _: m._collect(
+        lambda items: _plain_dict(list(zip(items[::2], items[1::2], strict=True)))
+    ),
+    "SETITEM": lambda m, _: m._set_items([m.stack.pop(), m.stack.pop()][::-1]),
+    "SETITEMS": lambda m, _: m._set_items(m._pop_mark()),
+    "POP": Machine._pop,
+    "POP_MARK": lambda m, _: m._pop_mark() and None,
+    "DUP": Machine._dup,
+    "GET": lambda m, index: m.stack.append(m.memo[index]),
+    "BINGET": lambda m, index: m.stack.append(m.memo[index]),
+    "LONG_BINGET": lambda m, index: m.stack.append(m.memo[index]),
+    "PUT": Machine._put,
+    "BINPUT": Machine._put,
+    "LONG_BINPUT": Machine._put,
+    "MEMOIZE": lambda m, _: m._put(len(m.memo)),
+    "GLOBAL": Machine._global,
+    "STACK_GLOBAL": Machine._stack_global,
+    "REDUCE": Machine._reduce,
+    "BUILD": Machine._build,
+    "INST": Machine._inst,
+    "OBJ": Machine._obj,
+    "NEWOBJ": Machine._newobj,
+    "NEWOBJ_EX": Machine._newobj_ex,
+    "PERSID": Machine._persistent,
+    "BINPERSID": lambda m, _: m._persistent(m.stack.pop()),
+}
