@@ -121,13 +121,21 @@ class ShardWriter:
         self._write(self._record_path(number), to_json(record))
 
     def finish(self, count: int) -> None:
-        """Writes the manifest of the shards 0 ... count - 1, which must all be there; the leader's part."""
+        """Writes the manifest of the shards 0 ... count - 1; the leader's part.
+
+        Raises:
+          ValueError: one has not been written, or all are empty.
+          OSError: it cannot be written.
+        """
         records = [self._read_record(number) for number in range(count)]
         absent = [number for number, record in enumerate(records) if record is None]
         if absent:
             raise ValueError(f"{self.folder}: shard {absent[0]} has not been written")
         damaged = [image for record in records for image in record["damaged"]]
         num_images = sum(record["images"] for record in records)
+        if not num_images:
+            first = "; ".join(f"{image['name']}: {image['reason']}" for image in damaged[:1])
+            raise ValueError(f"{self.folder}: not one image could be read ({first})")
         manifest = {"format": FORMAT, "num_images": num_images, **self.settings}
         manifest |= {"damaged": damaged, "shards": records}
         manifest["checksum"] = checksum(manifest)
