@@ -103,7 +103,7 @@ class LPIPS:
         device: str | torch.device = "cpu",
     ):
         self.slices = _vgg16_slices()
-        self._load(Path(vgg16), _VGG16_URL)
+        self._load_vgg16(Path(vgg16))
         self.weights = _linear_weights(Path(linear))
         self.slices.to(device)
         self.weights = [weight.to(device) for weight in self.weights]
@@ -120,17 +120,24 @@ class LPIPS:
             )
         return cls(*paths, device=device)
 
-    def _load(self, path: Path, url: str) -> None:
+    def _load_vgg16(self, path: Path) -> None:
         state = load_weights(path)
-        expected = dict(self.slices.named_parameters())
         # torchvision numbers all layers through: features.0.weight, features.2.weight, ...
-        found = {n.removeprefix("features."): v for n, v in state.items() if "features." in n}
-        if {n.partition(".")[2]: v.shape for n, v in expected.items()} != {
-            n: v.shape for n, v in found.items()
-        }:
-            raise ValueError(f"{path}: not torchvision's weights of VGG16; accepted: {url}")
-        for name, parameter in expected.items():
-            parameter.data = found[name.partition(".")[2]].float()
+        found = {
+            name.removeprefix("features."): value.float()
+            for name, value in state.items()
+            if name.startswith("features.")
+        }
+        # A slice comes before the number here: 1.5.weight.
+        names = {name.partition(".")[2]: name for name in self.slices.state_dict()}
+        try:
+            renamed = {names[name]: value for name, value in found.items()}
+            self.slices.load_state_dict(renamed, assign=True)
+        except (KeyError, RuntimeError):
+            raise ValueError(
+                f"{path}: not torchvision's weights of VGG16; accepted: {_VGG16_URL}"
+            ) from None
+        self.slices.requires_grad_(False)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, originals: Tensor) -> Tensor:
@@ -166,7 +173,7 @@ def _vgg16_slices() -> nn.ModuleList:
             slices[-1].add_module(str(number), nn.Conv2d(width, out, 3, padding=1))
         slices[-1].add_module(str(number + 1), nn.ReLU())
         number, width = number + 2, out
-    return slices.eval().requires_grad_(False)
+    return slices
 
 
 def _linear_weights(path: Path) -> list[Tensor]:

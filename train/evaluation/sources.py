@@ -289,9 +289,10 @@ def to_bytes(images: torch.Tensor) -> np.ndarray:
 
 def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> torch.Tensor:
     """uint8 [B, H, W, 3] -> uint8 [B, 3, H, W]."""
-    return (
-        torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).contiguous()
-    )
+    images = np.require(
+        images, requirements=["C", "W"]
+    )  # torch warns of arrays that cannot be written
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
 
 
 def check_same_size(samples: Source, reference: Source) -> None:
