@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from maskgit_pt.pretrained import write_atomically
+
 MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = "unfinished.json"  # the settings, until there is a manifest
 FORMAT = "maskgit_pt token shards, version 1"
@@ -56,6 +58,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: damaged, not a JSON object")
     return value
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file as a whole or not at all; OSError says that nothing else is lost."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written: {error.strerror or error}; finished shards are kept, and the same "
+            "command goes on from them"
+        ) from None
 
 
 def to_json(value: dict[str, Any]) -> bytes:

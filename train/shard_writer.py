@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from maskgit_pt.pretrained import write_atomically
 from train.shard_files import (
     FORMAT,
     MANIFEST_NAME,
@@ -25,6 +24,7 @@ from train.shard_files import (
     read_manifest,
     to_json,
     too_large,
+    write_file,
 )
 
 
@@ -115,10 +115,10 @@ class ShardWriter:
         files = {}
         for part, array in arrays.items():
             data = npy_bytes(array)
-            self._write(part_path(self.folder, number, part), data)
+            write_file(part_path(self.folder, number, part), data)
             files[part] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         record = {"images": len(labels), "damaged": list(damaged), "files": files}
-        self._write(self._record_path(number), to_json(record))
+        write_file(self._record_path(number), to_json(record))
 
     def finish(self, count: int) -> None:
         """Writes the manifest of the shards 0 ... count - 1; the leader's part.
@@ -139,7 +139,7 @@ class ShardWriter:
         manifest = {"format": FORMAT, "num_images": num_images, **self.settings}
         manifest |= {"damaged": damaged, "shards": records}
         manifest["checksum"] = checksum(manifest)
-        self._write(self.folder / MANIFEST_NAME, to_json(manifest))
+        write_file(self.folder / MANIFEST_NAME, to_json(manifest))
         (self.folder / UNFINISHED_NAME).unlink(missing_ok=True)
         for path in self.folder.glob("shard-*.json"):
             path.unlink()
@@ -157,7 +157,7 @@ class ShardWriter:
                         f"{self.folder} holds shards made otherwise: {differences}; choose another folder"
                     )
                 return
-        self._write(self.folder / UNFINISHED_NAME, to_json(self.settings))
+        write_file(self.folder / UNFINISHED_NAME, to_json(self.settings))
 
     def _remove_leftovers(self) -> None:
         """What a killed process was writing (see `write_atomically`)."""
@@ -192,15 +192,6 @@ class ShardWriter:
         except (FileNotFoundError, ValueError):
             return False
         return True
-
-    def _write(self, path: Path, data: bytes) -> None:
-        try:
-            write_atomically(path, data)
-        except OSError as error:
-            raise OSError(
-                f"{path} cannot be written: {error.strerror or error}; finished shards are kept, and the "
-                "same command goes on from them"
-            ) from None
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:

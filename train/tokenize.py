@@ -19,11 +19,12 @@ from tqdm import tqdm
 from maskgit_pt import command_line
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
-from maskgit_pt.pretrained import load_any, write_atomically
+from maskgit_pt.pretrained import load_any
 from maskgit_pt.utils import visualize_images
 from train import images as images_lib
 from train.encoding import Encoder
 from train.randomness import generator
+from train.shard_files import write_file
 from train.tokens import ShardWriter, TokenShards, tokenizer_fingerprint
 
 PROGRAM = "python -m train.tokenize"
@@ -159,7 +160,7 @@ def _tokenize(rank: int, world: int, device: torch.device) -> int:
         shards = TokenShards.open(FLAGS.output)
         _save_preview(images, shards, encoder)
         seconds = time.monotonic() - started
-        print(f"{FLAGS.output}: {_summary(shards)}; {len(missing)} shards made in {seconds:.0f} s")
+        print(f"{FLAGS.output}: {_summary(shards)}; {len(missing)} shards made in {seconds:.1f} s")
     return 0
 
 
@@ -218,7 +219,8 @@ def _make_shards(
     title = f"process 0 of {world}" if world > 1 else None
     shard = _Shard(images)
     started: collections.deque = collections.deque()
-    with tqdm(total=total, unit="img", desc=title, disable=None if rank == 0 else True) as bar:
+    pause = 0.1 if sys.stderr.isatty() else 60  # seconds between lines of a log
+    with tqdm(total=total, unit="img", desc=title, disable=rank != 0, mininterval=pause) as bar:
 
         def finish_one() -> None:
             (number, start, stop, last), item, tokens = started.popleft()
@@ -337,7 +339,7 @@ def _save_preview(images: images_lib.Images, shards: TokenShards, encoder: Encod
     picture = visualize_images(pairs, columns=min(8, 2 * count))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def _summary(shards: TokenShards) -> str:
