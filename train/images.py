@@ -145,7 +145,7 @@ def crop(image: Image.Image, size: int, kind: str, rng: np.random.Generator) -> 
         box = _random_resized_box(image.width, image.height, rng)
     else:
         box = _square_box(image.width, image.height, size, rng if place == "random" else None)
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    pixels = np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
     if flip and rng.random() < 0.5:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
