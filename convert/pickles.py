@@ -10,6 +10,7 @@ used, not even restricted: it believes the sizes that a pickle states.
 refuses for harmless objects among their settings.
 """
 
+import _compat_pickle
 import io
 import pickletools
 from collections import Counter
@@ -20,7 +21,7 @@ from typing import Any
 from convert.flax_scanner import printable
 
 MAX_INSTRUCTIONS = 2_000_000  # Besnier & Chen's files, optimizer's state included, have some 40,000
-MAX_COPIED = 2**26  # elements or bytes
+MAX_COPIED = 2**21  # elements of containers, or 64 characters of text each
 _MARK = object()
 
 
@@ -39,8 +40,15 @@ class Name:
     module: str
     name: str
 
+    @property
+    def known(self) -> str:
+        """As Python 3 calls it: the older protocols write the names of Python 2."""
+        module, name = _compat_pickle.NAME_MAPPING.get((self.module, self.name), (None, self.name))
+        module = module or _compat_pickle.IMPORT_MAPPING.get(self.module, self.module)
+        return f"{_ALIASES.get(module, module)}.{name}"
+
     def __str__(self) -> str:
-        return printable(f"{_ALIASES.get(self.module, self.module)}.{self.name}")
+        return printable(self.known)
 
 
 @dataclass(eq=False)
@@ -54,7 +62,7 @@ class Thing:
     elements: list = field(default_factory=list)
 
 
-_ALIASES = {"__builtin__": "builtins", "copy_reg": "copyreg", "posix": "os", "nt": "os"}
+_ALIASES = {"posix": "os", "nt": "os"}
 
 # Modules that run programs or code, open files or connections, or reach for other functions. The
 # list need not be complete, as nothing is ever called: it decides what is reported.
@@ -189,10 +197,8 @@ class Machine:
     def _call(self, function: Any, arguments: Any) -> Any:
         """What a call would give; an inert `Thing` if that cannot be told."""
         if not isinstance(function, Name):
-            raise Refused(
-                "its pickle calls the result of another call, which no file of weights does"
-            )
-        known = f"{_ALIASES.get(function.module, function.module)}.{function.name}"
+            raise Refused(f"its pickle tries to run {_result(function)}")
+        known = function.known
         builder = self.builders.get(known) or _BUILDERS.get(known)
         if builder:
             return self._build_known(builder, arguments)
@@ -208,7 +214,7 @@ class Machine:
         """What making an object of a class, without its `__init__`, would give."""
         if not isinstance(kind, Name):
             raise PickleProblem("its pickle makes an object of what is no class")
-        known = f"{_ALIASES.get(kind.module, kind.module)}.{kind.name}"
+        known = kind.known
         if known in _BUILDERS:
             return self._build_known(_BUILDERS[known], arguments)
         if known not in _HARMLESS and _acts(kind, called=False):
@@ -217,7 +223,8 @@ class Machine:
 
     def _build_known(self, builder: Callable, arguments: Any) -> Any:
         # Copies of copies of something large would fill the memory.
-        self.copied += sum(len(part) for part in arguments if isinstance(part, list | dict | str))
+        self.copied += sum(len(part) for part in arguments if isinstance(part, list | tuple | dict))
+        self.copied += sum(len(part) // 64 for part in arguments if isinstance(part, str))
         if self.copied > MAX_COPIED:
             raise PickleProblem("its pickle copies more than any file of weights")
         return builder(*arguments)
@@ -323,7 +330,7 @@ def _key(key: Any) -> Any:
 
 def _acts(what: Name, called: bool) -> bool:
     """Whether calling (or only making) it is more than making an object of some class."""
-    module = _ALIASES.get(what.module, what.module)
+    module = what.known.removesuffix(f".{what.name}")
     if module.partition(".")[0].lstrip("_") in _ACTING or module.partition(".")[0] in _ACTING:
         return True
     if module == "torch" or "." in what.name and module.startswith("torch"):
@@ -338,6 +345,7 @@ def _result(what: Any) -> str:
     """Names what is called although it is itself the result of a call."""
     if isinstance(what, Thing) and what.kind.name == "getattr" and len(what.arguments) == 2:
         owner, attribute = what.arguments
+        owner = owner.kind if isinstance(owner, Thing) else owner
         if isinstance(owner, Name) and isinstance(attribute, str):
             return f"{owner}.{printable(attribute[:80])}"
     return f"the result of {what.kind}" if isinstance(what, Thing) else "what is no function"

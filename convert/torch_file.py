@@ -227,8 +227,10 @@ class _Storages:
             },
         )
 
-    def storage(self, identity: Any) -> Storage:
+    def storage(self, identity: Any) -> Any:
         """Of the persistent id ("storage", class, key, place, count), maybe with a view's place."""
+        if identity[0] == "module":  # the old layout's, of a class of networks, with its source
+            return identity[1]
         kind, cls, key, _, count, *view = identity
         name = getattr(cls, "name", "")
         if kind != "storage" or name not in _STORAGES or not isinstance(key, str):

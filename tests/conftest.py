@@ -1,7 +1,9 @@
 """Fixtures for the tests of all packages."""
 
 import json
+from pathlib import Path
 
+import format_files
 import ml_collections
 import pytest
 from recorded import OFFICIAL, load_tiny
@@ -23,3 +25,9 @@ def tiny_transformer():
 def tiny_tokenizer():
     """The tokenizer of `tests/golden/official`, in evaluation mode."""
     return load_tiny("tokenizer")
+
+
+@pytest.fixture(scope="session")
+def foreign_files(tmp_path_factory) -> Path:
+    """A folder with `formats/*` and `besnier/vqgan/*`: files as other projects write them."""
+    return format_files.unpack(tmp_path_factory.mktemp("foreign"))

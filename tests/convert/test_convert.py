@@ -248,7 +248,7 @@ def test_summary(miniature, tmp_path):
     assert summary.output_sha256 == api.sha256(tmp_path / "folder" / "model.safetensors")
     card = (tmp_path / "folder" / "README.md").read_text()
     assert summary.input_sha256 in card and "miniature_checkpoint" in card and "| 200 |" in card
-    assert "maskgit_pt.Transformer.from_pretrained" in card
+    assert "from maskgit_pt.nets.maskgit_transformer import Transformer" in card
 
 
 def test_deterministic(miniature, tmp_path):

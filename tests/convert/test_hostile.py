@@ -72,7 +72,7 @@ STRANGERS = {
     "text": (b"Not Found\r\nsorry", "is a text that begins with 'not found'"),
     "unicode": ("x" * 511 + "ü", "is a text"),
     "gzip": (gzip.compress(b"x"), "is gzip-compressed"),
-    "torch": (torch_file(), "is a PyTorch file (zip of a pickle)"),
+    "torch": (torch_file(), "neither transformer nor tokenizer of a known format"),
     "npz": (zipped(**{"a.npy": b"x"}), "is a NumPy archive (.npz)"),
     "zip": (zipped(a=b"x"), "is a zip archive"),
     "broken_zip": (b"PK\x03\x04" + bytes(50), "is a damaged zip archive"),
@@ -99,7 +99,7 @@ def test_folders_and_missing_files(tmp_path):
     folder.mkdir()
     refuse(folder, tmp_path, "is an empty folder")
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    refuse(folder, tmp_path, "is a folder without model.safetensors (it holds pytorch_model.bin)")
+    refuse(folder, tmp_path, "is a folder without weights", "(it holds pytorch_model.bin)")
     os.mkfifo(tmp_path / "pipe")
     refuse(tmp_path / "pipe", tmp_path, "is neither a file nor a folder")
 
@@ -193,13 +193,16 @@ def test_duplicate_tensor(miniature, tmp_path):
     refuse(miniature, tmp_path, "self_attention/value", "occurs twice")
 
 
+EMBED = "embed.word_embeddings.weight"
+
+
 def safetensors_bytes(header, data: bytes = b"") -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
 
 def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
-    return {"embed.x": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
+    return {EMBED: {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
         (safetensors_bytes({"a": 1}), "tensor a must have"),
         (safetensors_bytes(entry(dtype="F8_E4M3"), bytes(8)), "dtype 'F8_E4M3'"),
         (safetensors_bytes(entry(dtype=["F32"]), bytes(8)), "is not supported"),
-        (safetensors_bytes(entry(dtype="I32"), bytes(8)), "embed.x is int32"),
+        (safetensors_bytes(entry(dtype="I32"), bytes(8)), f"{EMBED} is int32"),
         (safetensors_bytes(entry(shape=(3,)), bytes(8)), "float32 [3] takes 12 bytes"),
         (safetensors_bytes(entry(shape=(-2,)), bytes(8)), "whole numbers"),
         (safetensors_bytes(entry(shape=(2.0,)), bytes(8)), "whole numbers"),
@@ -225,7 +228,12 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
         (safetensors_bytes(entry(), bytes(7)), "truncated?"),
         (safetensors_bytes(entry(), bytes(9)), "take 8 bytes, its data 9"),
         (safetensors_bytes({}), "neither transformer nor tokenizer"),
-        (safetensors_bytes(entry(), bytes(8)), "embed.x [2] is not known in a transformer"),
+        (safetensors_bytes(entry(), bytes(8)), "its width is 2, no multiple of 16"),
+        (
+            safetensors_bytes({"embed.x": entry()[EMBED]}, bytes(8)),
+            "neither transformer nor tokenizer of a known format: a file in safetensors layout with 1 "
+            "tensors (embed.x [2]); closest: none",
+        ),
     ],
 )
 def test_wrong_safetensors(data, reason, tmp_path):

@@ -1,0 +1,402 @@
+"""PyTorch files that want to do harm, by accident or by intent: nothing is run, one line says what."""
+
+import argparse
+import collections
+import datetime
+import functools
+import io
+import os
+import pathlib
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import convert
+from convert import __main__ as command
+from convert import torch_file, zip_file
+from convert.pickles import Machine, PickleProblem, Refused
+
+ROOT = Path(__file__).parents[2]
+
+
+class Call:
+    """Pickles as a call of `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def nested(depth: int):
+    value = Call(os.system, "touch HARM")
+    for _ in range(depth):
+        value = Call(collections.OrderedDict, [("a", value)])
+    return value
+
+
+ATTACKS = {
+    "system": (Call(os.system, "touch HARM"), "tries to run os.system (posix.system)"),
+    "eval": (Call(eval, "open('HARM', 'w')"), "tries to run builtins.eval"),
+    "exec": (Call(exec, "open('HARM', 'w')"), "tries to run builtins.exec"),
+    "open": (Call(open, "HARM", "w"), "open"),
+    "popen": (Call(subprocess.Popen, ["touch", "HARM"]), "tries to run subprocess.Popen"),
+    "import": (Call(__import__, "antigravity"), "tries to run builtins.__import__"),
+    "nested": (nested(20), "tries to run os.system"),
+    "getattr": (
+        Call(getattr, Call(__import__, "os"), "system"),
+        "tries to run builtins.__import__",
+    ),
+    "method": (Call(pathlib.Path("HARM").touch), "tries to run pathlib.PosixPath.touch"),
+    "partial": (
+        Call(functools.partial(os.system, "touch HARM")),
+        "the result of functools.partial",
+    ),
+    "load": (Call(torch.load, "HARM"), "tries to run torch.serialization.load"),
+    "bytearray": (Call(bytearray, 10**12), "asks for a buffer of 1,000,000,000,000 bytes"),
+    "bytes": (Call(bytes, 10**12), "asks for a buffer of 1,000,000,000,000 bytes"),
+    "zeros": (Call(torch.zeros, 10**12), "tries to run torch._C._VariableFunctionsClass.zeros"),
+    "numbers": (Call(torch.FloatTensor, 10**12), "tries to run torch.FloatTensor"),
+    "numpy": (Call(np.zeros, 10**12), "tries to run numpy.zeros"),
+    "unknown": (Call(zlib.decompress, b"x"), "tries to run zlib.decompress"),
+}
+
+
+def saved(content, legacy: bool = False) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=not legacy)
+    return stream.getvalue()
+
+
+def refusal(file: Path, capsys, *arguments: str) -> str:
+    """The error of the command line, which must be one line and leave nothing behind."""
+    before = sorted(file.parent.iterdir())
+    sys.argv[1:] = [f"--input={file}", f"--output={file.parent / 'out'}", *arguments]
+    assert command.cli() == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"python -m convert: error: {file}: "), captured.err
+    assert captured.err.count("\n") == 1 and not captured.out and len(captured.err) < 1000
+    assert sorted(file.parent.iterdir()) == before
+    return captured.err
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("packed", ["zip", "legacy", "pickle", "pickle 0", "beside weights"])
+def test_nothing_is_run(name, packed, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["convert"])
+    attack, reason = ATTACKS[name]
+    if packed.startswith("pickle"):
+        data = pickle.dumps({"a": attack}, protocol=0 if packed.endswith("0") else 4)
+    elif packed == "beside weights":
+        data = saved({"state_dict": {"tok_emb.weight": torch.zeros(2)}, "callbacks": attack})
+    else:
+        data = saved({"state_dict": {"a": attack}}, legacy=packed == "legacy")
+    (tmp_path / "file.ckpt").write_bytes(data)
+    if packed == "pickle 0":  # looks like text, but for those that begin with a call
+        with pytest.raises(Refused) as caught:
+            torch_file.read_pickle(tmp_path / "file.ckpt")
+        message = str(caught.value)
+    else:
+        message = refusal(tmp_path / "file.ckpt", capsys)
+        assert "not read: its pickle " in message and "nothing of it was run" in message
+    assert reason in message, message
+    assert [path.name for path in tmp_path.iterdir()] == ["file.ckpt"]
+
+
+def test_text_pickle_is_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["convert"])
+    file = tmp_path / "file.ckpt"
+    for text in (b"cos\nsystem\n(S'touch HARM'\ntR.", b"(S'touch HARM'\nios\nsystem\n."):
+        file.write_bytes(text)
+        assert "tries to run os.system" in refusal(file, capsys) or text[:2] == b"(S"
+
+
+def settings() -> dict:
+    """What Lightning and others put beside the weights."""
+    values = {
+        "namespace": argparse.Namespace(lr=1e-4, nested=argparse.Namespace(path=pathlib.Path("a"))),
+        "defaults": collections.defaultdict(list, a=[1]),
+        "counter": collections.Counter("abba"),
+        "when": datetime.datetime(2023, 10, 31),
+        "partial": functools.partial(torch.nn.GELU, approximate="tanh"),
+        "numbers": np.arange(3),
+        "number": np.float64(3),
+        "dtype": torch.bfloat16,
+        "device": torch.device("cpu"),
+        "shape": torch.Size([1, 2]),
+        "set": {1, 2},
+        "frozen": frozenset("ab"),
+        "bytes": bytearray(b"abc"),
+        "complex": 1j,
+        "slice": slice(1, 2),
+        "long": 2**200,
+        "module": torch.nn.Linear(2, 2),
+    }
+    return values
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_harmless_objects_stay_inert(legacy, tmp_path, foreign_files, monkeypatch):
+    """Weights with other people's settings import; their classes are not even looked for."""
+    state = torch.load(foreign_files / "formats" / "mage_vqgan.ckpt", weights_only=True)
+    content = {"epoch": 3, "global_step": 70, "state_dict": state, "hyper_parameters": settings()}
+    file = tmp_path / "last.ckpt"
+    file.write_bytes(saved(content, legacy))
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(file, weights_only=True)
+    summary = convert.convert(file, tmp_path / "out")
+    assert summary.warnings == ("left out: hyper_parameters (a dict of 17)",)
+    ours = convert.read_flat(tmp_path / "out")
+    expected = convert.read_flat(foreign_files / "formats" / "mage_vqgan.ckpt")
+    assert all(np.array_equal(ours[key], expected[key]) for key in expected)
+    things = torch_file.read(file).things
+    assert things["argparse.Namespace"] == 2 and "torch.nn.modules.linear.Linear" in things
+    # Every instruction of the machine that Python's pickler emits is also met without a pickle of ours.
+    for protocol in range(6):
+        harmless = {k: v for k, v in settings().items() if k != "module"}
+        machine = Machine()
+        tree = machine.load(io.BytesIO(pickle.dumps(harmless, protocol=protocol)))
+        assert tree.keys() == harmless.keys() and tree["long"] == 2**200
+
+
+def test_step_is_shown(tmp_path, foreign_files, capsys, monkeypatch):
+    state = torch.load(foreign_files / "formats" / "mage_vqgan.ckpt", weights_only=True)
+    (tmp_path / "a.ckpt").write_bytes(
+        saved({"global_step": 70_000, "state_dict": state, "hyper_parameters": settings()})
+    )
+    monkeypatch.setattr(sys, "argv", ["convert", f"--inspect={tmp_path / 'a.ckpt'}"])
+    assert command.cli() == 0
+    out = capsys.readouterr().out
+    assert "step:         70,000" in out and "argparse.Namespace (2)" in out
+
+
+def all_files(folder: Path) -> list[Path]:
+    names = ("*.ckpt", "*.bin", "*.pth")
+    files = [path for name in names for path in folder.rglob(name)]
+    return files + [ROOT / "tests" / "golden" / "besnier" / "tiny_maskgit.pth"]
+
+
+def numbers(path: Path, tensor: torch_file.StoredTensor) -> torch.Tensor:
+    dtype = getattr(torch, tensor.dtype)
+    size = tensor.span * torch.empty(0, dtype=dtype).element_size()
+    data = path.read_bytes()[tensor.offset : tensor.offset + size]
+    flat = torch.frombuffer(bytearray(data), dtype=dtype) if size else torch.empty(0, dtype=dtype)
+    return flat.as_strided(tensor.shape, tensor.stride)
+
+
+def assert_same(path: Path, ours, theirs) -> None:
+    if isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for key, value in theirs.items():
+            assert_same(path, ours[key], value)
+    elif isinstance(theirs, list | tuple):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(path, one, other)
+    elif isinstance(theirs, torch.Tensor):
+        mine = numbers(path, ours)
+        assert mine.dtype == theirs.dtype and mine.stride() == theirs.stride()
+        assert torch.equal(mine, theirs.detach())
+    else:
+        assert ours == theirs
+
+
+def test_reads_what_pytorch_reads(foreign_files, tmp_path):
+    """Against `torch.load(weights_only=True)`, both layouts."""
+    files = all_files(foreign_files)
+    assert len(files) == 8
+    for number, path in enumerate(files):
+        theirs = torch.load(path, weights_only=True)
+        assert_same(path, torch_file.read(path).tree, theirs)
+        old = tmp_path / str(number)
+        torch.save(theirs, old, _use_new_zipfile_serialization=False)
+        assert torch_file.read(old).layout == "legacy"
+        assert_same(old, torch_file.read(old).tree, theirs)
+
+
+def test_every_kind_of_tensor(tmp_path):
+    base = torch.arange(60.0).view(3, 4, 5)
+    content = {
+        "part": base[1:, 1:3],
+        "turned": base.permute(2, 0, 1),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(3.0),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        **{
+            str(dtype): torch.ones(2, 3).to(dtype)
+            for dtype in (
+                torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int16,
+                torch.int32, torch.int64, torch.bool, torch.complex64, torch.uint16, torch.uint32,
+            )
+        },
+    }  # fmt: skip
+    torch.save(content, tmp_path / "file")
+    assert_same(tmp_path / "file", torch_file.read(tmp_path / "file").tree, content)
+
+
+def tensor_pickle(shape, stride, storage_count=2, start=0, key="0") -> bytes:
+    """A pickle of {"a": tensor} with any numbers."""
+
+    def integers(values):
+        return b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", v) for v in values) + b"t"
+
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX" + struct.pack("<I", len(key))
+    storage += (
+        key.encode() + b"X\x03\x00\x00\x00cpu\x8a\x08" + struct.pack("<q", storage_count) + b"tQ"
+    )
+    arguments = b"(" + storage + b"\x8a\x08" + struct.pack("<q", start) + integers(shape)
+    arguments += integers(stride) + b"\x89ccollections\nOrderedDict\n)Rt"
+    return b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n" + arguments + b"Rs."
+
+
+def archive(data_pkl: bytes, storage: bytes = bytes(8), method=zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as file:
+        file.writestr("x/data.pkl", data_pkl)
+        file.writestr("x/data/0", storage)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (archive(tensor_pickle([2**40, 2**40], [0, 0])), "does not fit its storage of 2 numbers"),
+        (archive(tensor_pickle([2**20], [0])), "does not fit its storage"),
+        (archive(tensor_pickle([3], [1])), "does not fit its storage"),
+        (archive(tensor_pickle([2], [1], start=1)), "does not fit its storage"),
+        (archive(tensor_pickle([-2], [1])), "of an impossible shape"),
+        (archive(tensor_pickle([2], [-1])), "of an impossible shape"),
+        (archive(tensor_pickle([2], [1, 1])), "does not fit its storage"),
+        (archive(tensor_pickle([2**40], [1], storage_count=2**40)), "has 8 bytes, its pickle says"),
+        (archive(tensor_pickle([2], [1], storage_count=-1)), "storage of an impossible size"),
+        (archive(tensor_pickle([2], [1], key="1")), "lacks x/data/1"),
+        (archive(tensor_pickle([2], [1]), bytes(2**24), zipfile.ZIP_DEFLATED), "is compressed"),
+        (archive(b"\x80\x02" + b"]" * 3_000_000 + b"."), "more than 2,000,000 instructions"),
+        (archive(b"\x80\x02X\xff\xff\xff\x7fa."), "its pickle is damaged"),
+        (archive(b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00."), "its pickle is damaged"),
+        (archive(b"\x80\x02Nr\xff\xff\xff\x7f."), "holds a NoneType, not tensors by name"),
+        (archive(b"\x80\x02\x82\x01."), "the instruction EXT1"),
+        (archive(b"\x80\x05\x97."), "the instruction NEXT_BUFFER"),
+        (archive(b"\x80\x02}"), "its pickle is damaged"),
+        (archive(b"\x80\x02NQ."), "its pickle is damaged: TypeError"),
+        (archive(b"\x80\x02]]s."), "its pickle is damaged"),
+        (archive(b"\x80\x02}]Ns."), "its pickle is damaged: TypeError"),
+        (archive(b"\x80\x02\x8a\xff" + b"\x7f" * 255 + b"."), "not tensors by name"),
+    ],
+)
+def test_damaged(data, reason, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["convert"])
+    (tmp_path / "file").write_bytes(data)
+    assert reason in refusal(tmp_path / "file", capsys)
+
+
+def test_copies_of_copies(tmp_path):
+    """A list of a million elements, turned into a dictionary again and again."""
+    pairs = b"".join(b"(K\x01K\x01t" for _ in range(100_000))
+    data = b"\x80\x02ccollections\nOrderedDict\nq\x00]q\x01(" + pairs + b"e0"
+    data += b"".join(b"h\x00(h\x01tR0" for _ in range(2_000)) + b"N."
+    with pytest.raises(PickleProblem, match="copies more than any file"):
+        Machine().load(io.BytesIO(data))
+
+
+def test_zip_bombs(tmp_path):
+    many = io.BytesIO()
+    with zipfile.ZipFile(many, "w") as file:
+        for i in range(3):
+            file.writestr(f"x/{i}", bytes(100))
+    data = many.getvalue()
+    assert len(zip_file.read_directory(io.BytesIO(data), len(data))) == 3
+    # Two entries of the directory point to one member: the quoted-overlap bomb.
+    at = data.index(b"PK\x01\x02")
+    second = data.index(b"PK\x01\x02", at + 4)
+    overlap = bytearray(data)
+    overlap[second + 42 : second + 46] = overlap[at + 42 : at + 46]
+    with pytest.raises(ValueError, match="members that overlap"):
+        zip_file.read_directory(io.BytesIO(bytes(overlap)), len(overlap))
+    huge = bytearray(data)
+    end = data.rindex(b"PK\x05\x06")
+    huge[end + 12 : end + 16] = b"\xff\xff\xff\x7f"
+    with pytest.raises(ValueError, match="directory takes 2,147,483,647 bytes"):
+        zip_file.read_directory(io.BytesIO(bytes(huge)), len(huge))
+
+
+def test_truncated_anywhere(tmp_path, foreign_files):
+    state = {"quant_conv.weight": torch.zeros(2), "b": torch.arange(100.0)}
+    for legacy in (False, True):
+        data = saved({"state_dict": state}, legacy)
+        file = tmp_path / "file.ckpt"
+        for length in [*range(1, len(data), 13), len(data) - 1]:
+            file.write_bytes(data[:length])
+            with pytest.raises(ValueError) as caught:
+                convert.load_checkpoint(file)
+            assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
+
+
+LIMITED = """
+import resource, sys
+import convert
+with open("/proc/self/statm") as statm:
+    used = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 768 * 2**20,) * 2)
+for path in sys.argv[1:]:
+    try:
+        convert.load_checkpoint(path)
+    except ValueError as error:
+        print(str(error))
+"""
+
+
+def test_no_memory_blow_up(tmp_path):
+    bombs = {
+        "deflated": archive(b"\x80\x02}.", bytes(2**27), zipfile.ZIP_DEFLATED),
+        "pickle": archive(bytes([0x5D]) * 2**25),
+        "memo": archive(b"\x80\x02Nr\xff\xff\xff\x7f."),
+        "shared": archive(b"\x80\x02]q\x00" + b"(h\x00h\x00tq\x00" * 200_000 + b"."),
+        "sizes": archive(tensor_pickle([2**40, 2**40], [0, 0])),
+        "text": archive(b"L" + b"9" * 2**24 + b"L\n."),
+    }
+    files = []
+    for name, data in bombs.items():
+        files.append(tmp_path / name)
+        files[-1].write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *files],
+        capture_output=True, text=True, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == len(bombs), done.stdout
+
+
+def test_mutations(tmp_path, foreign_files):
+    """500 damaged files are read or refused in one line."""
+    small = {f"encoder.down.0.block.{i}.norm1.weight": torch.ones(3) for i in range(3)}
+    originals = [
+        saved({"state_dict": small, "hyper_parameters": argparse.Namespace(a=1)}, legacy)
+        for legacy in (False, True)
+    ]
+    rng = random.Random(0)
+    file = tmp_path / "file.ckpt"
+    for number in range(500):
+        data = bytearray(originals[number % 2])
+        # Of an archive, mostly the pickle; it is shorter than the rest.
+        limit = 900 if number % 3 else len(data)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            at = rng.randrange(min(limit, len(data)))
+            data[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+        file.write_bytes(data)
+        try:
+            convert.load_checkpoint(file)
+        except ValueError as error:
+            message = str(error)
+            assert message.startswith(str(file)) and "\n" not in message and len(message) < 2000
