@@ -22,6 +22,7 @@ def run(
     usage: str,
     argv: Sequence[str] | None = None,
     check: Callable[[list[str]], None] | None = None,
+    arguments: list[str] | None = None,
 ) -> int:
     """Parses `argv` into `flag_values`, runs `main` and returns the exit code.
 
@@ -33,6 +34,7 @@ def run(
       usage: what it does, with examples; printed by `--help`.
       argv: arguments without the program's name; default: `sys.argv[1:]`.
       check: looks at the arguments before they are parsed, and raises if it does not like them.
+      arguments: filled with the arguments that are no flags; None: there may be none.
 
     `ValueError`, `OSError` and `ImportError` (a missing extra) count as a problem with the input:
     one line on standard error. Anything else is a bug and keeps its traceback.
@@ -46,7 +48,9 @@ def run(
             check(argv)
         flag_values.unparse_flags()
         positional = flag_values([program, *argv])[1:]
-        if positional:
+        if arguments is not None:
+            arguments[:] = positional
+        elif positional:
             raise UsageError(f"unexpected argument {positional[0]!r}; options start with --")
         return main() or 0
     except (UsageError, flags.Error) as error:

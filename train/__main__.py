@@ -13,12 +13,12 @@ from train.distributed import Processes
 
 PROGRAM = "python -m train"
 USAGE = """
-python -m train --config=RECIPE --run=FOLDER [--config.FIELD=VALUE ...]
+python -m train --config=RECIPE --output=FOLDER [--config.FIELD=VALUE ...]
 
 Trains with the settings of a recipe (train/configs/*.py), e.g.
 
-  python -m train --config=train/configs/best256.py --run=runs/best256 --config.data.tokens=tokens256
-  torchrun --nproc_per_node=8 -m train --config=train/configs/best256.py --run=runs/best256 \\
+  python -m train --config=train/configs/best256.py --output=runs/best256 --config.data.tokens=tokens256
+  torchrun --nproc_per_node=8 -m train --config=train/configs/best256.py --output=runs/best256 \\
       --config.data.tokens=tokens256
 
 The folder then holds config.json, checkpoints/, metrics.jsonl, tensorboard/ and pictures/. Run the same
@@ -32,7 +32,7 @@ def make_flags(argv: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     settings.define_flag(values, argv)
     flags.DEFINE_string(
-        "run", None, "Folder of the run; made, or gone on with.", flag_values=values
+        "output", None, "Folder of the run; made, or gone on with.", flag_values=values
     )
     flags.DEFINE_string(
         "device", "", "cuda or cpu; default: cuda if there is one.", flag_values=values
@@ -49,8 +49,8 @@ def make_flags(argv: Sequence[str]) -> flags.FlagValues:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the program on parsed flags."""
-    if values.config is None or not (values.run or values.dry_run):
-        raise cl.UsageError("--config=RECIPE and --run=FOLDER are needed")
+    if values.config is None or not (values.output or values.dry_run):
+        raise cl.UsageError("--config=RECIPE and --output=FOLDER are needed")
     if values.threads:
         torch.set_num_threads(values.threads)
     processes = Processes(values.device)
@@ -58,7 +58,7 @@ def main(values: flags.FlagValues) -> int:
         if values.dry_run:
             _describe(values.config, processes)
             return 0
-        state = loop.train(values.config, Path(values.run), processes)
+        state = loop.train(values.config, Path(values.output), processes)
         return 0 if state.step >= values.config.num_train_steps else 143  # as after SIGTERM
     except FloatingPointError as error:
         raise ValueError(str(error)) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 
 from train.distributed import Processes
 from train.state import TrainState
@@ -66,11 +66,10 @@ class Checkpoints:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 dcp.load(values, checkpoint_id=path, process_group=self.processes.control)
-        except Exception as error:  # many kinds: pickle, JSON, sizes, missing files
-            reason = str(getattr(error, "failures", None) or error).split("Traceback")[0]
+        except (Exception, CheckpointException) as error:  # pickle, sizes, missing files, ...
             raise ValueError(
-                f"{path}: cannot be restored ({type(error).__name__}: {reason}); remove this folder to "
-                "go on from the checkpoint before it"
+                f"{path}: cannot be restored ({reason(error)}); remove this folder to go on from the "
+                "checkpoint before it"
             ) from error
         state.load_state_dict(values)
         state.sums.zero_()
@@ -127,7 +126,7 @@ class Checkpoints:
             )
             raise OSError(
                 f"{folder_of(self.run, step)}: the checkpoint could not be written "
-                f"({_reason(error)}); {kept}; the same command goes on from there"
+                f"({reason(error)}); {kept}; the same command goes on from there"
             )
         if self.processes.is_main:
             self._temporary(step).rename(folder_of(self.run, step))
@@ -159,8 +158,8 @@ def _sums_keys(path: Path, processes: Processes) -> list[str]:
     return [key for key in stored if key.startswith("sums.")] if processes.is_main else []
 
 
-def _reason(error: BaseException | None) -> str:
-    """The innermost cause, in a few words."""
+def reason(error: BaseException | None) -> str:
+    """The innermost cause of what `torch.distributed.checkpoint` raised, in a few words."""
     if error is None:
         return "in another process"
     failures = getattr(

@@ -11,7 +11,6 @@ import functools
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import ml_collections
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from train import images as images_lib
-from train import masking, randomness
+from train import masking, randomness, settings
 from train.tokens import TokenShards
 
 
@@ -93,49 +92,59 @@ class Order:
         return images, crops, epochs
 
 
-class MaskedBatches(Dataset):
-    """Batches for the transformer; item s is this process's share of step s.
+class Batches(Dataset):
+    """Item s is this process's share of step s, as a dict of tensors.
 
-    An item is a dict: `images` int64 [b] (their numbers), `labels` int64 [b], -1 where dropped,
-    `masked` bool [b, n], `ratio` float32 [b]; and either `codes` int64 [b, n], or, to be tokenized,
-    `pixels` uint8 [b, 3, H, W].
+    `images` int64 [b] (their numbers) and `labels` int64 [b]; what else, the subclass says. After `hide`
+    also what `masking.draw` gives: `masked` bool [b, n], `ratio` float32 [b], and labels of -1 where dropped.
+
+    Args:
+      num_images, crops: see `Order`.
+      batch_size: over all processes.
+      seed: of the run.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, num_images: int, crops: int, n: int):
-        self.order = Order(num_images, crops, config.seed)
-        self.share = Share(config.batch_size)
-        self.num_tokens = n
-        self.seed = config.seed
+    def __init__(self, num_images: int, crops: int, batch_size: int, seed: int):
+        self.order = Order(num_images, crops, seed)
+        self.share = Share(batch_size)
+        self.seed = seed
+        self._masking: dict | None = None
+
+    def hide(self, config: ml_collections.ConfigDict, num_tokens: int) -> None:
+        """Adds masks over `num_tokens` tokens to the items, as the settings want them."""
         self._masking = {
+            "num_tokens": num_tokens,
             "method": config.mask_scheduling_method,
             "min_ratio": config.min_masking_rate,
             "independent": config.independent_masks,
             "label_drop_rate": config.label_drop_rate,
         }
-        masking.draw(0, 0, range(1), n, **self._masking)  # complains about an unknown schedule
+        masking.draw(0, 0, range(1), **self._masking)  # complains about an unknown schedule
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         images, crops, epochs = self.order.at(step, self.share)
-        masks = masking.draw(self.seed, step, self.share.rows, self.num_tokens, **self._masking)
         item = self._read(images, crops, epochs)
-        item["labels"] = np.where(masks.dropped, -1, item["labels"])
-        item |= {"images": images, "masked": masks.masked, "ratio": masks.ratio}
+        item["images"] = images
+        if self._masking:
+            masks = masking.draw(self.seed, step, self.share.rows, **self._masking)
+            item["labels"] = np.where(masks.dropped, -1, item["labels"])
+            item |= {"masked": masks.masked, "ratio": masks.ratio}
         return {name: torch.from_numpy(value) for name, value in item.items()}
 
     def _read(self, images: np.ndarray, crops: np.ndarray, epochs: np.ndarray) -> dict:
         raise NotImplementedError
 
 
-class TokenBatches(MaskedBatches):
-    """From token shards.
+class TokenBatches(Batches):
+    """Items with `codes` int64 [b, h*w], from token shards.
 
     Args:
-      config: of the run.
       shards: the open shards.
+      batch_size, seed: see `Batches`.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, shards: TokenShards):
-        super().__init__(config, shards.num_images, shards.crops, int(np.prod(shards.grid)))
+    def __init__(self, shards: TokenShards, batch_size: int, seed: int):
+        super().__init__(shards.num_images, shards.crops, batch_size, seed)
         self.shards = shards
 
     def _read(self, images: np.ndarray, crops: np.ndarray, epochs: np.ndarray) -> dict:
@@ -143,26 +152,22 @@ class TokenBatches(MaskedBatches):
         return {"codes": codes, "labels": self.shards.labels(images)}
 
 
-class ImageBatches(MaskedBatches):
-    """From images, to be tokenized by the training process.
+class ImageBatches(Batches):
+    """Items with `pixels` uint8 [b, 3, H, W], from images.
 
     A damaged image is named on standard error and replaced by the next one of the collection.
 
     Args:
-      config: of the run.
       collection: the images.
-      num_tokens: of an image of config.image_size.
+      image_size, crop: see `images.crop`.
+      batch_size, seed: see `Batches`.
     """
 
     def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        collection: images_lib.Images,
-        num_tokens: int,
+        self, collection: images_lib.Images, image_size: int, crop: str, batch_size: int, seed: int
     ):
-        super().__init__(config, len(collection), 1, num_tokens)
-        self.collection = collection
-        self.image_size, self.crop = config.image_size, config.data.crop
+        super().__init__(len(collection), 1, batch_size, seed)
+        self.collection, self.image_size, self.crop = collection, image_size, crop
 
     def _read(self, images: np.ndarray, crops: np.ndarray, epochs: np.ndarray) -> dict:
         pixels, labels = [], []
@@ -186,27 +191,12 @@ class ImageBatches(MaskedBatches):
         raise ValueError("no image of the collection can be read")
 
 
-def open_batches(
-    config: ml_collections.ConfigDict, num_codes: int = 0, num_tokens: int = 0
-) -> MaskedBatches:
-    """Opens what `config.data` names.
-
-    Args:
-      config: of the run.
-      num_codes, num_tokens: of the tokenizer, for images.
+def open_tokens(config: ml_collections.ConfigDict) -> TokenBatches:
+    """Opens the token shards `config.data.tokens`.
 
     Raises:
-      FileNotFoundError, ValueError: nothing named, or it does not fit the settings.
+      FileNotFoundError, ValueError: they are not there, or do not fit the settings.
     """
-    if bool(config.data.tokens) == bool(config.data.images):
-        raise ValueError(
-            "config.data: name either tokens (a folder of python -m train.tokenize) or images; found "
-            f"tokens={config.data.tokens!r}, images={config.data.images!r}"
-        )
-    if config.data.images:
-        collection = images_lib.open_images(Path(config.data.images), config.data.split)
-        _check_labels(config, len(collection.class_names), config.data.images)
-        return ImageBatches(config, collection, num_tokens)
     shards = TokenShards.open(config.data.tokens)
     if shards.image_size != config.image_size:
         raise ValueError(
@@ -214,11 +204,24 @@ def open_batches(
             f"{config.image_size}"
         )
     _check_labels(config, shards.num_classes, config.data.tokens)
-    return TokenBatches(config, shards)
+    return TokenBatches(shards, config.batch_size, config.seed)
+
+
+def open_images(config: ml_collections.ConfigDict) -> ImageBatches:
+    """Opens the images `config.data.images`.
+
+    Raises:
+      FileNotFoundError, ValueError: they are not there, or do not fit the settings.
+    """
+    data = config.data
+    settings.check_choice(config, "data.crop", images_lib.CROPS)
+    collection = images_lib.open_images(data.images, data.split or None)
+    _check_labels(config, len(collection.class_names), data.images)
+    return ImageBatches(collection, config.image_size, data.crop, config.batch_size, config.seed)
 
 
 def _check_labels(config: ml_collections.ConfigDict, found: int, where: str) -> None:
-    if found > config.num_class:
+    if "num_class" in config and found > config.num_class:
         raise ValueError(
             f"{where} has {found} classes, labels 0 to {found - 1}; config.num_class is "
             f"{config.num_class}"

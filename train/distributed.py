@@ -119,7 +119,7 @@ def parallelize(
         return module
     devices = [processes.device.index] if processes.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(
-        module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        module, device_ids=devices, gradient_as_bucket_view=True
     )
 
 

@@ -17,14 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from maskgit_pt.pretrained import write_atomically
-from train import randomness, settings
+from train import export, randomness, settings
+from train.autoencoding import Autoencoding
 from train.checkpoints import Checkpoints
 from train.distributed import Processes
 from train.masked_tokens import MaskedTokens
 from train.reports import Metrics, Reporter, matrix_rate
 from train.state import TrainState
 
-TASKS = {"masked_tokens": MaskedTokens}
+TASKS = {"masked_tokens": MaskedTokens, "autoencoding": Autoencoding}
 
 
 class Task(Protocol):
@@ -62,7 +63,8 @@ def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) ->
       The state at the end; earlier than num_train_steps after SIGTERM, which saves first.
 
     Raises:
-      ValueError, OSError: settings, data or checkpoints that do not fit; a checkpoint that could not be written.
+      ValueError, OSError: settings, data or checkpoints that do not fit; a checkpoint that could not be
+        written.
       FloatingPointError: a loss or gradient that is not finite; nothing of that step was saved.
     """
     task = make_task(config, processes)
@@ -70,9 +72,11 @@ def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) ->
         run.mkdir(parents=True, exist_ok=True)
         settings.keep(config, run)
     state = task.start()
+    if processes.is_main:
+        export.note_networks(run, state.models)
     checkpoints = Checkpoints(run, config.keep_checkpoints, processes)
     resumed = checkpoints.restore(state)
-    peak = _peak(config, processes)
+    peak = _peak(config, task, processes)
     last = config.num_train_steps
     reporter = Reporter(
         run, processes, state.step, last, config.batch_size, task.work_per_image, peak
@@ -121,10 +125,12 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(randomness.generator(seed, "dropout", step, rank).integers(2**63))
 
 
-def _peak(config: ml_collections.ConfigDict, processes: Processes) -> float:
-    half = processes.device.type == "cuda" and config.get("precision") == "bfloat16"
-    dtype = torch.bfloat16 if half or config.get("precision") == "bfloat16" else torch.float32
-    return matrix_rate(processes.device, dtype) if processes.is_main else 1.0
+def _peak(config: ml_collections.ConfigDict, task: Task, processes: Processes) -> float:
+    """The matrix rate that MFU is a share of; 0 where nobody will ask."""
+    if not processes.is_main or not task.work_per_image:
+        return 0.0
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    return matrix_rate(processes.device, dtype)
 
 
 class _Terminated:

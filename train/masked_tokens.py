@@ -187,27 +187,19 @@ class MaskedTokens:
         check(config)
         self.config, self.processes = config, processes
         self.tokenizer = _load_tokenizer(config, processes.device)
-        if self.tokenizer is not None:
-            side = config.image_size // self.tokenizer.downsampling
-            self.num_codes = self.tokenizer.config.vqvae.codebook_size
-            self.batches = data.open_batches(config, self.num_codes, side**2)
+        if config.data.tokens:
+            self.batches = data.open_tokens(config)
+            shards = self.batches.shards
+            self.num_codes, self.num_tokens = shards.codebook_size, shards.num_tokens
+            if self.tokenizer is not None:
+                shards.require(tokenizer=tokenizer_fingerprint(self.tokenizer))
         else:
-            self.batches = data.open_batches(config)
-        if isinstance(self.batches, data.TokenBatches):
-            self._check_shards(self.batches.shards)
-            self.num_codes = self.batches.shards.codebook_size
-        self.num_tokens = self.batches.num_tokens
+            self.batches = data.open_images(config)
+            self.num_codes = self.tokenizer.config.vqvae.codebook_size
+            self.num_tokens = (config.image_size // self.tokenizer.downsampling) ** 2
+        self.batches.hide(config, self.num_tokens)
         self.batches.share = data.Share(config.batch_size, processes.rank, processes.world_size)
         self.work_per_image = work_per_image(config, self.num_codes, self.num_tokens)
-
-    def _check_shards(self, shards: data.TokenShards) -> None:
-        if self.tokenizer is None:
-            return
-        if tokenizer_fingerprint(self.tokenizer) != shards.tokenizer:
-            raise ValueError(
-                f"{self.config.data.tokens} was made by another tokenizer than "
-                f"config.tokenizer={self.config.tokenizer}"
-            )
 
     def describe(self) -> dict[str, object]:
         """What `--dry_run` prints."""
@@ -267,7 +259,7 @@ class MaskedTokens:
         """One update of the weights.
 
         Args:
-          batch: an item of `data.MaskedBatches`.
+          batch: an item of `data.Batches`.
           step: from 0.
 
         Returns:
@@ -383,9 +375,14 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _load_tokenizer(config: ml_collections.ConfigDict, device: torch.device) -> nn.Module | None:
-    if not config.tokenizer:
-        if config.data.images:
-            raise ValueError("config.data.images needs config.tokenizer to make tokens of them")
-        return None
-    tokenizer = load_any(config.tokenizer, pipeline.TOKENIZERS, device=device)
-    return tokenizer.requires_grad_(False)
+    if bool(config.data.tokens) == bool(config.data.images):
+        raise ValueError(
+            "config.data: name either tokens (a folder of python -m train.tokenize) or images; found "
+            f"tokens={config.data.tokens!r}, images={config.data.images!r}"
+        )
+    if config.tokenizer:
+        tokenizer = load_any(config.tokenizer, pipeline.TOKENIZERS, device=device)
+        return tokenizer.requires_grad_(False)
+    if config.data.images:
+        raise ValueError("config.data.images needs config.tokenizer to make tokens of them")
+    return None

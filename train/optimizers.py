@@ -15,6 +15,8 @@ DECAYS = ("all", "matrices")
 def make_adamw(model: nn.Module, config: ml_collections.ConfigDict) -> torch.optim.AdamW:
     """AdamW with decoupled weight decay (Loshchilov & Hutter 2019), fused.
 
+    Its rate is set before every step, see `learning_rate`.
+
     Args:
       model: whose parameters to train.
       config: `config.optimizer`; with decay "matrices" biases, norms and embeddings do not decay.
@@ -33,11 +35,13 @@ def make_adamw(model: nn.Module, config: ml_collections.ConfigDict) -> torch.opt
             {"params": others, "weight_decay": 0.0},
         ]
     return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
+        groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
     )
 
 
-def learning_rate(config: ml_collections.ConfigDict, step: int, num_steps: int) -> float:
+def learning_rate(
+    config: ml_collections.ConfigDict, step: int, num_steps: int, lr: float | None = None
+) -> float:
     """The learning rate of a step, counted from 0.
 
     Rises linearly to `lr` at the end of the warm-up; then stays, or falls to `lr_min` at the last step.
@@ -46,16 +50,18 @@ def learning_rate(config: ml_collections.ConfigDict, step: int, num_steps: int) 
       config: `config.optimizer`.
       step: from 0.
       num_steps: of the run.
+      lr: the highest rate; default: `config.lr`.
     """
+    lr = config.lr if lr is None else lr
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        return lr * (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":
-        return config.lr
+        return lr
     progress = (step - config.warmup_steps) / max(1, num_steps - 1 - config.warmup_steps)
     share = (
         1 - progress if config.lr_schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     )
-    return config.lr_min + (config.lr - config.lr_min) * share
+    return config.lr_min + (lr - config.lr_min) * share
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -104,7 +104,7 @@ def check_fields(config: ml_collections.ConfigDict, defaults: ml_collections.Con
             continue
         if name not in found:
             raise ValueError(f"config: the setting {name} is missing")
-        accepted = (int, float) if isinstance(default, float) else type(default)
+        accepted = {float: (int, float), tuple: (tuple, list)}.get(type(default), type(default))
         if not isinstance(found[name], accepted):
             raise ValueError(
                 f"config.{name} is {found[name]!r}; accepted: a value like {default!r}"
@@ -137,13 +137,13 @@ def keep(config: ml_collections.ConfigDict, run: Path) -> None:
     """
     path = run / FILE_NAME
     if path.exists():
-        old, new = flatten(read(run)), flatten(config)
+        old, new = flatten(read(run)), flatten(json.loads(config.to_json()))
         for name in sorted(old.keys() | new.keys()):
             fixed = name not in MAY_CHANGE and name.split(".")[0] not in MAY_CHANGE
             if fixed and old.get(name) != new.get(name):
                 raise ValueError(
                     f"{path}: this run has {name} {old.get(name)!r}, now it is {new.get(name)!r}; "
-                    "continue with the same settings, or name another --run"
+                    "continue with the same settings, or name another --output"
                 )
     write_atomically(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 

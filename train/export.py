@@ -1,0 +1,105 @@
+"""Command line: takes a network out of a training run, as a folder for `from_pretrained`."""
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from absl import flags
+from torch import nn
+
+from maskgit_pt import command_line as cl
+from maskgit_pt.nets.besnier_transformer import BesnierTransformer
+from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.nets.vqgan_tokenizer import VQVAE
+from maskgit_pt.pretrained import write_atomically
+from train import checkpoints, settings
+from train.state import AVERAGES, MODELS
+
+PROGRAM = "python -m train.export"
+USAGE = """
+python -m train.export RUN --output=FOLDER [--step=N] [--noaverage]
+
+Takes the averaged weights (EMA) of a run's newest checkpoint. The folder is one for from_pretrained and
+for every other command; python -m convert --input=FOLDER --output=FILE --to=flax makes the file that
+Google's code loads.
+"""
+NETWORKS_NAME = "networks.json"
+CLASSES = {cls.model_type: cls for cls in (Transformer, BesnierTransformer, VQVAE)}
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("output", None, "Folder to write.", flag_values=FLAGS)
+flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", 0, flag_values=FLAGS)
+flags.DEFINE_bool(
+    "average", True, "The averaged weights; --noaverage: those of the last step.", flag_values=FLAGS
+)
+_RUNS: list[str] = []
+
+
+def main() -> int:
+    """Runs the program on parsed flags."""
+    if len(_RUNS) != 1 or not FLAGS.output:
+        raise cl.UsageError("name the folder of one run, and --output=FOLDER")
+    run = Path(_RUNS[0])
+    model, step = load(run, FLAGS.step, FLAGS.average)
+    model.save_pretrained(FLAGS.output, metadata={"step": str(step)})
+    print(f"{FLAGS.output}: {type(model).__name__} of step {step}")
+    return 0
+
+
+def note_networks(run: Path, models: dict[str, nn.Module]) -> None:
+    """Writes down what the networks of a run are, so that they can be built again."""
+    known = {
+        name: {"model_type": model.model_type} | model.to_config()
+        for name, model in models.items()
+        if getattr(model, "model_type", None) in CLASSES
+    }
+    write_atomically(run / NETWORKS_NAME, (json.dumps(known, indent=2) + "\n").encode())
+
+
+def load(
+    run: Path, step: int | None = None, average: bool = True
+) -> tuple[Transformer | BesnierTransformer | VQVAE, int]:
+    """Loads the trained network of a run, in evaluation mode, on the CPU.
+
+    Args:
+      run: its folder.
+      step: of the checkpoint; None: the newest.
+      average: the averaged weights, where the run kept an average.
+
+    Returns:
+      The network, and the step.
+
+    Raises:
+      FileNotFoundError, ValueError: no run, no such checkpoint, or one that cannot be read.
+    """
+    config = settings.read(run)
+    found = checkpoints.steps(run)
+    if not found or step not in (None, *found):
+        listed = ", ".join(map(str, found)) or "none"
+        raise FileNotFoundError(f"{run}: no checkpoint of step {step}; found: {listed}")
+    step = found[-1] if step is None else step
+    ((name, network),) = json.loads((run / NETWORKS_NAME).read_text()).items()
+    model = CLASSES[network.pop("model_type")].from_config(network)
+    group = AVERAGES if average and config.polyak_decay > 0 else MODELS
+    weights = {group: {name: model.state_dict()}}
+    folder = checkpoints.folder_of(run, step)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(weights, checkpoint_id=folder, no_dist=True)
+    except (Exception, dcp.CheckpointException) as error:  # pickle, sizes, missing files, ...
+        raise ValueError(f"{folder}: cannot be read ({checkpoints.reason(error)})") from error
+    model.load_state_dict(weights[group][name])
+    return model.eval(), step
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return cl.run(main, FLAGS, PROGRAM, USAGE, argv, arguments=_RUNS)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,116 @@
+"""Command line: draws the curves of training runs."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from maskgit_pt import command_line as cl
+from train.reports import read_metrics
+
+PROGRAM = "python -m train.plot"
+USAGE = """
+python -m train.plot RUN [RUN ...] [--output=curves.png] [--smooth=0.9]
+
+One picture with a panel for each metric, over steps, a line for each run. Losses at several mask ratios
+share a panel.
+"""
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("output", None, "Picture; default: RUN/curves.png.", flag_values=FLAGS)
+flags.DEFINE_float(
+    "smooth", 0.0, "Weight of the past in a moving average, 0 to below 1.", 0.0, 0.9999, flag_values=FLAGS
+)  # fmt: skip
+_RUNS: list[str] = []
+_SHARED_PANELS = ("loss_at_ratio",)
+
+
+def main() -> int:
+    """Runs the program on parsed flags."""
+    if not _RUNS:
+        raise cl.UsageError("name the folder of a run")
+    curves = {Path(run).name: read_metrics(Path(run)) for run in _RUNS}
+    for run, lines in zip(_RUNS, curves.values(), strict=True):
+        if not lines:
+            raise FileNotFoundError(f"{run}: no metrics.jsonl with any line in it")
+    output = Path(FLAGS.output or Path(_RUNS[0]) / "curves.png")
+    draw(curves, output, FLAGS.smooth)
+    print(output)
+    return 0
+
+
+def draw(curves: dict[str, list[dict[str, float]]], output: Path, smooth: float = 0.0) -> None:
+    """Writes the picture.
+
+    Args:
+      curves: for each run its lines, see `reports.read_metrics`.
+      output: PNG file.
+      smooth: see `--smooth`.
+
+    Raises:
+      ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            "matplotlib is not installed; it comes with the extra 'train': pip install 'maskgit_pt[train]'"
+        ) from None
+    panels = _panels(curves)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (title, names) in zip(axes, panels.items(), strict=False):
+        for run, lines in curves.items():
+            for name in names:
+                points = [(line["step"], line[name]) for line in lines if name in line]
+                label = _label(run if len(curves) > 1 else "", name if len(names) > 1 else "")
+                steps, values = zip(*points, strict=True) if points else ((), ())
+                axis.plot(steps, _smoothed(values, smooth), label=label, linewidth=1.2)
+        axis.set_title(title.replace("_", " "))
+        axis.set_xlabel("steps")
+        axis.grid(alpha=0.3)
+        if len(curves) > 1 or len(names) > 1:
+            axis.legend(fontsize="small")
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}")
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(output)
+
+
+def _panels(curves: dict[str, list[dict[str, float]]]) -> dict[str, list[str]]:
+    """Titles and the metrics under them, in the order of the metrics."""
+    names = dict.fromkeys(n for lines in curves.values() for line in lines for n in line)
+    panels: dict[str, list[str]] = {}
+    for name in names:
+        if name != "step":
+            title = next((p for p in _SHARED_PANELS if name.startswith(p)), name)
+            panels.setdefault(title, []).append(name)
+    return {title: sorted(members) for title, members in panels.items()}
+
+
+def _label(run: str, name: str) -> str:
+    return " ".join(part for part in (run, name.removeprefix("loss_at_ratio_")) if part)
+
+
+def _smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """A moving average that starts without bias."""
+    result, total, norm = [], 0.0, 0.0
+    for value in values:
+        total = weight * total + (1 - weight) * value
+        norm = weight * norm + (1 - weight)
+        result.append(total / norm)
+    return result
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return cl.run(main, FLAGS, PROGRAM, USAGE, argv, arguments=_RUNS)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
