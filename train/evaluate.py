@@ -14,12 +14,14 @@ from absl import flags
 from maskgit_pt import command_line, imagenet, sample
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.pretrained import WEIGHTS_NAME, find_folder, load_any, write_atomically
-from train.evaluation import api, report
-from train.evaluation.extraction import Cache, Workers
-from train.evaluation.features import EXTRACTORS, file_sha256, make_extractor
+from train.evaluation import METRICS, TOKENIZER_METRICS, Context, report
+from train.evaluation.extraction import Workers
+from train.evaluation.features import EXTRACTORS, file_sha256
 from train.evaluation.reconstruction import LPIPS
-from train.evaluation.reference import Context, load_reference, save_reference
+from train.evaluation.reference import Reference, load_reference, save_reference
+from train.evaluation.samples import evaluate
 from train.evaluation.sources import FirstImages, ModelSource, Source, open_source
+from train.evaluation.tokenizers import evaluate_tokenizer
 
 PROGRAM = "python -m train.evaluate"
 USAGE = """\
@@ -53,8 +55,8 @@ string("tokenizer", None, f"The tokenizer: {_WHAT}. With --images it is what is 
 string("images", None, "Images for the tokenizer: a folder, an npz, or WebDataset tar files.")
 string("reference", None, "Images likewise (a folder is cropped to the samples' size), an ADM reference "
        "batch (npz), or statistics (npz). With --images, default: those images.")  # fmt: skip
-string("metrics", None, f"Default: all that can be had. Samples: {', '.join(api.METRICS)}; tokenizers: "
-       f"{', '.join(api.TOKENIZER_METRICS)}.")  # fmt: skip
+string("metrics", None, f"Default: all that can be had. Samples: {', '.join(METRICS)}; tokenizers: "
+       f"{', '.join(TOKENIZER_METRICS)}.")  # fmt: skip
 integer("num_samples", None, "How many samples: the first of --samples (default: all), or generated "
         "(default: 50000). With --images: that many of them, evenly spread.", lower_bound=1)  # fmt: skip
 integer("num_reference", None, "Of the reference's images, use this many, evenly spread. Default: all.",
@@ -153,38 +155,31 @@ def _run(device: torch.device, workers: Workers) -> int:
         for folder in (FLAGS.output, _cache(), _parent(FLAGS.save_statistics)):
             if folder:
                 Path(folder).mkdir(parents=True, exist_ok=True)  # complains before the work
+    how = {
+        "features": FLAGS.features, "inception_weights": FLAGS.inception_weights, "cache": _cache(),
+        "device": device, "batch_size": FLAGS.batch_size, "progress": True, "workers": workers,
+    }  # fmt: skip
     if FLAGS.images:
-        return _finish(_evaluate_tokenizer(device, workers), workers)
+        return _finish(_evaluate_tokenizer(how), workers)
     samples = _samples(device) if FLAGS.samples or FLAGS.model else None
-    extractor = workers.on_each_after_first(
-        lambda: make_extractor(FLAGS.features, FLAGS.inception_weights, device)
-    )
+    context = Context.make(**how)
     reference = FLAGS.reference
     if FLAGS.save_statistics:
-        reference = _save_statistics(extractor, samples, device, workers)
+        reference = _save_statistics(context, samples)
     if samples is None:
         return 0
-    result = api.evaluate(
-        samples, reference, features=extractor, neighbours=FLAGS.neighbours, splits=FLAGS.splits,
-        shuffle=FLAGS.shuffle, reference_count=FLAGS.num_reference, **_common(device, workers),
+    result = evaluate(
+        samples, reference, metrics=_metrics(), neighbours=FLAGS.neighbours, splits=FLAGS.splits,
+        shuffle=FLAGS.shuffle, image_size=FLAGS.image_size, reference_count=FLAGS.num_reference,
+        context=context,
     )  # fmt: skip
     return _finish(result, workers)
 
 
-def _common(device: torch.device, workers: Workers) -> dict:
-    """Settings of both kinds of evaluation."""
-    metrics = FLAGS.metrics
-    return {
-        "metrics": None
-        if metrics is None
-        else [m.strip() for m in metrics.split(",") if m.strip()],
-        "image_size": FLAGS.image_size,
-        "cache": _cache(),
-        "device": device,
-        "batch_size": FLAGS.batch_size,
-        "progress": True,
-        "workers": workers,
-    }
+def _metrics() -> list[str] | None:
+    if FLAGS.metrics is None:
+        return None
+    return [name.strip() for name in FLAGS.metrics.split(",") if name.strip()]
 
 
 def _samples(device: torch.device) -> Source:
@@ -224,38 +219,29 @@ def _weights() -> str:
     return digest.hexdigest()
 
 
-def _save_statistics(extractor, samples: Source | None, device: torch.device, workers: Workers):
-    context = Context(extractor, workers, Cache(_cache()), device, FLAGS.batch_size, progress=True)
+def _save_statistics(context: Context, samples: Source | None) -> Reference:
     reference = load_reference(
         FLAGS.reference, context, samples, image_size=FLAGS.image_size, count=FLAGS.num_reference
     )
-    if workers.rank == 0:
-        save_reference(reference, extractor, FLAGS.save_statistics)
+    if context.is_first:
+        save_reference(reference, context.extractor, FLAGS.save_statistics)
         print(f"{FLAGS.save_statistics}: {report.protocol_text(reference.protocol)}")
     return reference
 
 
-def _evaluate_tokenizer(device: torch.device, workers: Workers) -> report.Evaluation:
+def _evaluate_tokenizer(how: dict) -> report.Evaluation:
     from maskgit_pt.pipeline import TOKENIZERS
 
-    size = FLAGS.image_size or 256
+    size, device = FLAGS.image_size or 256, how["device"]
     images = open_source(FLAGS.images, size)
     if FLAGS.num_samples is not None:
         images = FirstImages(images, FLAGS.num_samples, spread=True)
-    tokenizer = load_any(
-        FLAGS.tokenizer, TOKENIZERS, device=device, dtype=getattr(torch, FLAGS.dtype)
-    )
+    dtype = getattr(torch, FLAGS.dtype)
+    tokenizer = load_any(FLAGS.tokenizer, TOKENIZERS, device=device, dtype=dtype)
     lpips = LPIPS.from_flag(FLAGS.lpips_weights, device) if FLAGS.lpips_weights else None
-    settings = _common(device, workers)
-    wants_rfid = settings["metrics"] is None or "rfid" in settings["metrics"]
-    extractor = FLAGS.features
-    if wants_rfid:
-        extractor = workers.on_each_after_first(
-            lambda: make_extractor(FLAGS.features, FLAGS.inception_weights, device)
-        )
-    return api.evaluate_tokenizer(
-        tokenizer, images, FLAGS.reference, features=extractor, lpips=lpips, weights=_weights(),
-        name=FLAGS.tokenizer, **settings | {"image_size": size},
+    return evaluate_tokenizer(
+        tokenizer, images, FLAGS.reference, metrics=_metrics(), lpips=lpips, image_size=size,
+        name=FLAGS.tokenizer, weights=_weights(), **how,
     )  # fmt: skip
 
 

@@ -212,7 +212,7 @@ def test_cache_is_used_and_noticed(sets, tmp_path, monkeypatch):
     calls = []
     original = extraction.extract
     monkeypatch.setattr(
-        "train.evaluation.reference.extract", lambda *a, **k: calls.append(a) or original(*a, **k)
+        "train.evaluation.context.extract", lambda *a, **k: calls.append(a) or original(*a, **k)
     )
     args = ["--samples=samples", "--reference=reference", "--features=random", "--cache=remembered"]
     assert call(*args) == 0
@@ -267,7 +267,9 @@ def test_bad_input(sets, tmp_path, capsys):
     assert "nowhere: no such" in error("--samples=nowhere", good[1])
     assert "nowhere.npz: no such file" in error(good[0], "--reference=nowhere.npz")
     assert "100 were asked for" in error(*good, "--num_samples=100")
-    assert "3 nearest neighbours" in error(*good, "--num_samples=3", "--metrics=recall")
+    assert "3 nearest neighbours need more samples than that; found 3" in error(
+        *good, "--num_samples=3", "--metrics=recall"
+    )
     assert "10 splits needs as many images; found 9" in error(*good, "--num_samples=9")
     assert "needs a reference" in error(good[0], "--metrics=fid")
     (tmp_path / "empty").mkdir()

@@ -4,17 +4,35 @@
 `frechet_distance`, `inception_score`, `manifold_metrics`.
 """
 
-from train.evaluation.api import METRICS, TOKENIZER_METRICS, evaluate, evaluate_tokenizer
+from train.evaluation.context import Context
 from train.evaluation.extraction import Workers
 from train.evaluation.frechet import Statistics, fit, frechet_distance
 from train.evaluation.inception_score import inception_score
 from train.evaluation.manifold import manifold_metrics
 from train.evaluation.reconstruction import LPIPS, codebook_use, psnr, ssim
 from train.evaluation.report import Evaluation
+from train.evaluation.samples import METRICS, evaluate
 from train.evaluation.sources import ArraySource, ModelSource, open_source
+from train.evaluation.tokenizers import TOKENIZER_METRICS, evaluate_tokenizer
 
 __all__ = [
-    "LPIPS", "METRICS", "TOKENIZER_METRICS", "ArraySource", "Evaluation", "ModelSource", "Statistics",
-    "Workers", "codebook_use", "evaluate", "evaluate_tokenizer", "fit", "frechet_distance",
-    "inception_score", "manifold_metrics", "open_source", "psnr", "ssim",
-]  # fmt: skip
+    "LPIPS",
+    "METRICS",
+    "TOKENIZER_METRICS",
+    "ArraySource",
+    "Context",
+    "Evaluation",
+    "ModelSource",
+    "Statistics",
+    "Workers",
+    "codebook_use",
+    "evaluate",
+    "evaluate_tokenizer",
+    "fit",
+    "frechet_distance",
+    "inception_score",
+    "manifold_metrics",
+    "open_source",
+    "psnr",
+    "ssim",
+]

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from train.evaluation.extraction import Arrays, Cache, Workers, atomic_file, extract, remembered
+from train.evaluation.context import Context
+from train.evaluation.extraction import atomic_file
 from train.evaluation.features import Extractor
-from train.evaluation.frechet import Statistics, fit
+from train.evaluation.frechet import Statistics
 from train.evaluation.npz import Npz
 from train.evaluation.sources import (
     ArraySource,
@@ -41,46 +42,6 @@ class Reference:
     protocol: dict[str, Any]
     statistics: Statistics | None = None
     features: np.ndarray | None = None
-
-
-@dataclasses.dataclass
-class Context:
-    """How features are made: the same for samples and reference."""
-
-    extractor: Extractor
-    workers: Workers
-    cache: Cache
-    device: Any = "cpu"
-    batch_size: int = 50
-    progress: bool = False
-
-    def features(self, source: Source, description: str, logits: bool = False) -> Arrays:
-        """ "features", and "logits" if wanted, of all images; on rank 0."""
-        names = ["features", "logits"] if logits else ["features"]
-
-        def make() -> Arrays:
-            return extract(
-                source, self.extractor, names, self.workers, device=self.device,
-                batch_size=self.batch_size, progress=self.progress, description=description,
-            )  # fmt: skip
-
-        return remembered(self.cache, lambda: self._parts(source), names, self.workers, make)
-
-    def fit(self, source: Source, features: np.ndarray) -> Statistics:
-        """Statistics of all images, remembered as well; call on rank 0."""
-
-        def make() -> Arrays:
-            statistics = fit(features)
-            return {"mu": statistics.mean, "sigma": statistics.covariance}
-
-        found = remembered(
-            self.cache, lambda: self._parts(source), ["mu", "sigma"], Workers(alone=True), make
-        )
-        return Statistics(np.array(found["mu"]), np.array(found["sigma"]), len(features))
-
-    def _parts(self, source: Source) -> list[str | None]:
-        """What features depend on."""
-        return [source.fingerprint, self.extractor.fingerprint]
 
 
 def load_reference(
@@ -131,7 +92,7 @@ def _from_images(
     source = source if count is None else FirstImages(source, count, spread=True)
     found = context.features(source, "reference")
     result = Reference(dict(source.protocol), statistics, found.get("features"))
-    if context.workers.rank == 0 and statistics is None:
+    if context.is_first and statistics is None:
         result.statistics = context.fit(source, result.features)
     return result
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -48,6 +49,16 @@ class Evaluation:
         row = [name, *values, protocol_text(self.protocol)]
         lines = [titles, ["---"] * len(titles), row] if header else [row]
         return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def check_metrics(metrics: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Those of `known` that are wanted (None: all), in its order; ValueError for an unknown one."""
+    for name in metrics or []:
+        if name not in known:
+            raise ValueError(f"metric {name!r} is unknown; accepted: {', '.join(known)}")
+    if metrics is not None and not metrics:
+        raise ValueError(f"no metrics; accepted: {', '.join(known)}")
+    return [name for name in known if metrics is None or name in metrics]
 
 
 def metric_name(metric: str, extractor: str) -> str:

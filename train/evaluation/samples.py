@@ -1,0 +1,181 @@
+"""`evaluate`: samples against a reference."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from train.evaluation import manifold
+from train.evaluation.context import Context
+from train.evaluation.extraction import Arrays
+from train.evaluation.frechet import frechet_distance
+from train.evaluation.inception_score import inception_score
+from train.evaluation.reference import Reference, load_reference
+from train.evaluation.report import Evaluation, check_metrics, metric_name, versions
+from train.evaluation.sources import ArraySource, Source, open_source
+
+METRICS = ("fid", "inception_score", *manifold.METRICS)
+Images = Source | np.ndarray | str | os.PathLike
+
+
+def evaluate(
+    samples: Images,
+    reference: Images | Reference | None = None,
+    *,
+    metrics: Sequence[str] | None = None,
+    neighbours: int = 3,
+    splits: int = 10,
+    shuffle: bool = True,
+    image_size: int | None = None,
+    reference_count: int | None = None,
+    context: Context | None = None,
+    **how: Any,
+) -> Evaluation:
+    """Compares samples with a reference.
+
+    Within an initialised process group all processes call this together, with the same arguments; they
+    share the images, and all return the same.
+
+    Args:
+      samples: a source, uint8 [N, H, W, 3], or a path (see `sources.open_source`).
+      reference: likewise, or a path to statistics (see `reference.load_reference`); None: only the
+        Inception Score.
+      metrics: some of `METRICS`; default: all for which samples and reference have what it takes.
+      neighbours: which neighbour makes a radius.
+      splits, shuffle: of the Inception Score.
+      image_size: crop a reference folder to this; default: to the samples' size.
+      reference_count: of the reference's images, use this many, spread evenly.
+      context: how features are made; or, instead of it,
+      **how: the arguments of `Context.make`: features, inception_weights, cache, device, ...
+
+    Returns:
+      Metrics (published names for Inception's features only, see `report.metric_name`) and protocol.
+
+    Raises:
+      ImportError: the extra 'eval' is not installed.
+      OSError, ValueError: bad input; one line says what was found and what is accepted.
+    """
+    wanted = check_metrics(metrics, METRICS)
+    source = as_source(samples, "samples")
+    context = context or Context.make(**how)
+    plan = _Plan(context, wanted, metrics is not None, neighbours, splits, shuffle)
+    plan.check(len(source), reference is not None)
+    compared = None
+    if reference is not None:
+        compared = load_reference(
+            reference, context, source, image_size=image_size, count=reference_count,
+            with_features=plan.needs_neighbours,
+        )  # fmt: skip
+    plan.drop_impossible(compared)
+    found = context.features(source, "samples", logits="inception_score" in plan.metrics)
+    values = context.workers.on_first(lambda: plan.compute(source, found, compared))
+    protocol = {"samples": source.protocol}
+    if compared is not None:
+        protocol["reference"] = compared.protocol
+    protocol |= {"features": context.extractor.protocol} | plan.protocol()
+    named = {metric_name(metric, context.extractor.name): v for metric, v in values.items()}
+    return Evaluation(named, protocol | {"versions": versions()})
+
+
+def as_source(images: Images, name: str, image_size: int | None = None) -> Source:
+    """Opens what is not a source yet."""
+    if isinstance(images, np.ndarray):
+        return ArraySource(images, name)
+    return images if isinstance(images, Source) else open_source(images, image_size)
+
+
+class _Plan:
+    """Which metrics to compute, and how.
+
+    Args:
+      asked: whether somebody named the metrics; otherwise those that cannot be had are left out.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        metrics: list[str],
+        asked: bool,
+        neighbours: int,
+        splits: int,
+        shuffle: bool,
+    ):
+        self.context, self.metrics, self.asked = context, metrics, asked
+        self.neighbours, self.splits, self.shuffle = neighbours, splits, shuffle
+
+    @property
+    def needs_neighbours(self) -> bool:
+        return any(name in self.metrics for name in manifold.METRICS)
+
+    def check(self, count: int, has_reference: bool) -> None:
+        """Complains about what cannot work, before hours are spent on it."""
+        extractor = self.context.extractor
+        if not has_reference:
+            self._leave_out([m for m in self.metrics if m != "inception_score"], "a reference")
+        if not extractor.has_logits:
+            missing = f"classes, which {extractor.name!r} does not give"
+            self._leave_out(["inception_score"], missing)
+        if not self.metrics:
+            raise ValueError("nothing to compute: no reference, and features without classes")
+        if "inception_score" in self.metrics and not 1 <= self.splits <= count:
+            raise ValueError(
+                f"the Inception Score of {self.splits} splits needs as many images; found {count}"
+            )
+        if self.needs_neighbours:
+            self._check_neighbours(count, "samples")
+        if "fid" in self.metrics and count < 2:
+            raise ValueError(f"a covariance needs 2 samples or more; found {count}")
+
+    def drop_impossible(self, compared: Reference | None) -> None:
+        """The same once the reference is known."""
+        features = compared is not None and compared.features is not None
+        count = self.context.workers.on_first(lambda: len(compared.features) if features else None)
+        if count is not None and self.needs_neighbours:
+            self._check_neighbours(count, "reference images")
+        elif count is None and compared is not None:
+            missing = (
+                f"the reference's features; {compared.protocol.get('name')} holds statistics alone"
+            )
+            self._leave_out(manifold.METRICS, missing)
+
+    def _check_neighbours(self, count: int, what: str) -> None:
+        if not 1 <= self.neighbours < count:
+            raise ValueError(
+                f"{self.neighbours} nearest neighbours need more {what} than that; found {count}"
+            )
+
+    def _leave_out(self, names: Sequence[str], missing: str) -> None:
+        left = [name for name in names if name in self.metrics]
+        if left and self.asked:
+            raise ValueError(f"{left[0]} needs {missing}")
+        self.metrics = [name for name in self.metrics if name not in left]
+
+    def compute(
+        self, source: Source, found: Arrays, compared: Reference | None
+    ) -> dict[str, float]:
+        """The values, on rank 0."""
+        values = {}
+        if "fid" in self.metrics:
+            fitted = self.context.fit(source, found["features"])
+            values["fid"] = frechet_distance(fitted, compared.statistics)
+        if "inception_score" in self.metrics:
+            mean, deviation = inception_score(found["logits"], self.splits, self.shuffle)
+            values |= {"inception_score": mean, "inception_score_std": deviation}
+        if self.needs_neighbours:
+            four = manifold.manifold_metrics(
+                found["features"], compared.features, self.neighbours, device=self.context.device,
+                progress=self.context.progress,
+            )  # fmt: skip
+            values |= {name: four[name] for name in manifold.METRICS if name in self.metrics}
+        return values
+
+    def protocol(self) -> dict[str, Any]:
+        """The settings of these metrics."""
+        settings: dict[str, Any] = {}
+        if self.needs_neighbours:
+            settings["neighbours"] = self.neighbours
+        if "inception_score" in self.metrics:
+            order = "shuffled" if self.shuffle else "in the given order"
+            settings["splits"] = f"{self.splits}, {order}"
+        return settings
