@@ -27,6 +27,7 @@ class Encoder:
         self.tokenizer, self.batch_size = tokenizer, batch_size
         self.device = tokenizer.quantizer.codebook.device
         self.dtype = tokenizer.quantizer.codebook.dtype
+        self._one_by_one = self.device.type == "cpu"
         # Set inside the threads, the number of threads for one operation is theirs alone.
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -53,7 +54,7 @@ class Encoder:
 
     def _run(self, network: Callable[[Tensor], Tensor], batch: Tensor) -> list[Callable]:
         """Functions that give the parts of the result, in order."""
-        if self.device.type == "cpu":
+        if self._one_by_one:
             return [self._pool.submit(network, part).result for part in batch.split(1)]
         parts = []
         for part in batch.split(self.batch_size):

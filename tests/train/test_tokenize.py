@@ -280,15 +280,23 @@ def test_an_image_that_disappears_is_an_error(pictures, tmp_path, capsys, monkey
     assert last.endswith("error: [Errno 13] Permission denied: 'c/9.jpg'")
 
 
-def test_encoder_leaves_the_callers_threads_alone():
+def test_encoder():
+    """It leaves the caller's threads alone; whole batches, as on a GPU, give the same."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    encoder = Encoder(load_tiny("tokenizer"), threads=2)
-    tokens = encoder.start(torch.zeros(3, 16, 16, 3, dtype=torch.uint8))()
-    assert tokens.shape == (3, 16) and tokens.dtype == np.uint16 and (tokens == tokens[0]).all()
+    encoder = Encoder(load_tiny("tokenizer"), batch_size=3, threads=2)
+    images = torch.randint(0, 256, (7, 16, 16, 3), dtype=torch.uint8)
+    tokens = encoder.start(images)()
+    assert tokens.shape == (7, 16) and tokens.dtype == np.uint16
     assert torch.get_num_threads() == 2
-    assert encoder.start(torch.zeros(0, 16, 16, 3, dtype=torch.uint8))().shape == (0, 16)
-    images = encoder.decode(torch.from_numpy(tokens.astype(np.int64)).unflatten(1, (4, 4)))
-    assert images.shape == (3, 3, 16, 16) and 0 <= images.min() <= images.max() <= 1
+    grids = torch.from_numpy(tokens.astype(np.int64)).unflatten(1, (4, 4))
+    decoded = encoder.decode(grids)
+    assert decoded.shape == (7, 3, 16, 16) and 0 <= decoded.min() <= decoded.max() <= 1
+    encoder._one_by_one = False
+    np.testing.assert_array_equal(encoder.start(images)(), tokens)
+    torch.testing.assert_close(encoder.decode(grids), decoded)
+    assert encoder.start(images[:0])().shape == (0, 16)
+    torch.set_num_threads(threads)
 
 
 def test_nothing_imports_torchvision():
