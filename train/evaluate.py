@@ -127,9 +127,14 @@ def _check_usage() -> None:
         raise UsageError("--tokenizer belongs to --model or to --images")
     if FLAGS.save_statistics and not FLAGS.reference:
         raise UsageError("--save_statistics needs --reference")
-    unknown = None if FLAGS.model else next((n for n in _SAMPLER_FLAGS if FLAGS[n].present), None)
-    if unknown:
-        raise UsageError(f"--{unknown} belongs to --model")
+    of_model = (*_SAMPLER_FLAGS, "labels", "seed", "compile")
+    foreign = [] if FLAGS.model else [name for name in of_model if FLAGS[name].present]
+    if foreign:
+        raise UsageError(f"--{foreign[0]} belongs to --model")
+    of_samples = ("num_reference", "save_statistics", "neighbours", "splits", "shuffle")
+    foreign = [name for name in of_samples if FLAGS.images and FLAGS[name].present]
+    if foreign:
+        raise UsageError(f"--{foreign[0]} does not go with --images")
 
 
 def _device() -> torch.device:

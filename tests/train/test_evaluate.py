@@ -262,6 +262,9 @@ def test_bad_input(sets, tmp_path, capsys):
     assert "unknown; accepted: fid, inception_score" in error(*good, "--metrics=kid")
     assert "missing" in error("--reference=reference", code=2)
     assert "--steps belongs to --model" in error(*good, "--steps=3", code=2)
+    assert "--splits does not go with --images" in error(
+        TOKENIZER, "--images=samples", "--splits=3", code=2
+    )
     assert "needs --tokenizer" in error("--images=samples", code=2)
     assert "exclude each other" in error(*good, TRANSFORMER, code=2)
     assert "nowhere: no such" in error("--samples=nowhere", good[1])

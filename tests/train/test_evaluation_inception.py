@@ -127,10 +127,10 @@ def test_adm_reference_batch(weights, folders, features, cache, tmp_path):
     ):
         call(["precision"])
     for mu_, sigma_, message in (
-        (mu[:9], sigma[:9, :9], "of 2048 and of 9 numbers"),
+        (mu[:9], sigma[:9, :9], "batch.npz: mu has 9 numbers; accepted: Inception's 2048"),
         (mu, sigma[0], "batch.npz: statistics have a mean"),
         (mu, np.array([None]), "batch.npz: sigma has dtype object"),
-        (mu, sigma + np.nan, "batch.npz: statistics hold infinite numbers or NaN"),
+        (mu[:9] + np.nan, sigma[:9, :9], "batch.npz: statistics hold infinite numbers or NaN"),
     ):
         np.savez(path, arr_0=batch, mu=mu_, sigma=sigma_)
         with pytest.raises(ValueError, match=message):

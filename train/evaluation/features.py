@@ -20,6 +20,8 @@ INCEPTION_URL = (
     f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 )
 
+INCEPTION_FEATURES = 2048
+
 
 class Extractor(Protocol):
     """Turns images into features.

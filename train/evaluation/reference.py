@@ -10,7 +10,7 @@ import numpy as np
 
 from train.evaluation.context import Context
 from train.evaluation.extraction import atomic_file
-from train.evaluation.features import Extractor
+from train.evaluation.features import INCEPTION_FEATURES, Extractor
 from train.evaluation.frechet import Statistics
 from train.evaluation.npz import Npz
 from train.evaluation.sources import (
@@ -106,6 +106,11 @@ def _from_npz(
     statistics = None
     if {"mu", "sigma"} <= names and context.extractor.name == "inception":
         statistics = _read_statistics(npz)
+        if len(statistics.mean) != INCEPTION_FEATURES:
+            raise ValueError(
+                f"{npz.path}: mu has {len(statistics.mean)} numbers; accepted: Inception's "
+                f"{INCEPTION_FEATURES}"
+            )
     if "arr_0" not in names and statistics is None:
         more = " (mu and sigma go with --features=inception)" if "mu" in names else ""
         raise ValueError(
@@ -135,7 +140,10 @@ def _read_statistics(npz: Npz, count: int | None = None) -> Statistics:
 def _from_own_file(npz: Npz, context: Context, samples: Source | None) -> Reference:
     try:
         stored = json.loads(str(npz.array("protocol", 2**20)))
-        protocol, fingerprint = dict(stored["reference"]), stored["extractor"]
+        protocol, fingerprint = dict(stored["reference"]), str(stored["extractor"])
+        count = protocol["count"]
+        if not isinstance(count, int) or count < 2:
+            raise ValueError(count)
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{npz.path}: its protocol is damaged; {_ACCEPTED}") from None
     if fingerprint != context.extractor.fingerprint:
@@ -147,7 +155,7 @@ def _from_own_file(npz: Npz, context: Context, samples: Source | None) -> Refere
         raise ValueError(
             f"{npz.path}: of images of {protocol.get('size')}, the samples are {samples.protocol['size']}"
         )
-    statistics = _read_statistics(npz, protocol.get("count"))
+    statistics = _read_statistics(npz, count)
     features = npz.array("features") if "features" in npz.names else None
     return Reference(protocol, statistics, features)
 
