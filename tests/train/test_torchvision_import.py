@@ -32,5 +32,5 @@ assert import_torchvision() is import_torchvision()
 def test_missing_says_which_extra(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     function = {"torchvision": import_torchvision, "torch_fidelity": import_torch_fidelity}[missing]
-    with pytest.raises(ImportError, match=rf"{missing} is not installed; .* maskgit_pt\[eval\]"):
+    with pytest.raises(ImportError, match=rf"{missing} is not installed; .*maskgit_pt\[eval\]"):
         function()
