@@ -17,6 +17,7 @@ from train.evaluation.report import Evaluation, check_metrics, metric_name, vers
 from train.evaluation.samples import Images, as_source
 from train.evaluation.sources import Source
 
+_PIXELS = 2**20  # through the tokenizer at once, on a GPU: 16 images of 256 px
 PER_IMAGE = ("psnr", "ssim", "lpips")
 TOKENIZER_METRICS = ("rfid", *PER_IMAGE, "codebook_usage", "perplexity")
 
@@ -114,14 +115,22 @@ class _Rebuild:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 3, H, W] -> name -> [B, ...]."""
-        values = (images.float() / 255).to(self.tokenizer.quantizer.codebook.dtype)
-        tokens = self.tokenizer.encode_to_indices(values)
-        decoded = self.tokenizer.decode_from_indices(tokens).float().clamp(0, 1)
-        rebuilt = decoded.mul(255).round().byte()
+        # A few at a time, since full-size feature maps are large: 32 MiB an image of 256 px and layer.
+        pixels = images.shape[2] * images.shape[3]
+        size = 1 if images.device.type == "cpu" else max(1, _PIXELS // pixels)
+        parts = [self._rebuild(chunk) for chunk in images.split(size)]
+        tokens, rebuilt = (torch.cat(part) for part in zip(*parts, strict=True))
         found = {name: self.functions[name](rebuilt, images) for name in self.metrics}
         if self.extractor is not None:
             found["features"] = self.extractor(rebuilt)["features"]
         return found | {"tokens": tokens.int()}
+
+    def _rebuild(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, 3, H, W] -> tokens int64 [B, h, w], reconstructions uint8 [B, 3, H, W]."""
+        values = (images.float() / 255).to(self.tokenizer.quantizer.codebook.dtype)
+        tokens = self.tokenizer.encode_to_indices(values)
+        decoded = self.tokenizer.decode_from_indices(tokens).float().clamp(0, 1)
+        return tokens, decoded.mul(255).round().byte()
 
 
 def _compute(
