@@ -20,7 +20,7 @@ from typing import Any
 
 from convert.flax_scanner import printable
 
-MAX_INSTRUCTIONS = 2_000_000  # Besnier & Chen's files, optimizer's state included, have some 40,000
+MAX_INSTRUCTIONS = 1_000_000  # Besnier & Chen's files, optimizer's state included, have some 40,000
 MAX_COPIED = 2**21  # elements of containers, or 64 characters of text each
 _MARK = object()
 

@@ -14,6 +14,8 @@ from convert.foreign import ForeignFormat, Row, Rows, conv, norm, numbers
 from convert.rules import Shape
 from convert.tables import IDENTITY
 
+PUBLISHED_SIZES = 5, 2  # levels, blocks
+
 
 @dataclass(frozen=True)
 class TokenizerNames:
@@ -91,6 +93,9 @@ class TokenizerFormat(ForeignFormat):
 
     def rows_of_file(self, shapes: dict[str, Shape]) -> Rows:
         return self.NAMES.rows(*self.NAMES.sizes(shapes))
+
+    def published_rows(self) -> Rows:
+        return self.NAMES.rows(*PUBLISHED_SIZES)
 
     def rows_of_model(self, kind: str, config: dict) -> Rows:
         vqvae = config["vqvae"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convert import infer, rules
 from convert.foreign import ForeignFormat, Row, Rows, norm, numbers
-from convert.formats._tokenizer_names import TokenizerNames
+from convert.formats._tokenizer_names import PUBLISHED_SIZES, TokenizerNames
 from convert.rules import Shape
 from convert.tables import DENSE, IDENTITY, OUT_KERNEL, QKV_BIAS, QKV_KERNEL
 
@@ -79,6 +79,9 @@ class Hmorimitsu(ForeignFormat):
         if layers or "tok_emb.weight" in shapes:
             return _transformer_rows(layers)
         return _TOKENIZER.rows(*_TOKENIZER.sizes(shapes))
+
+    def published_rows(self) -> Rows:
+        return _TOKENIZER.rows(*PUBLISHED_SIZES)
 
     def rows_of_model(self, kind: str, config: dict) -> Rows:
         if kind == "transformer":

@@ -4,12 +4,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from convert_samples import write_flax
 
 from convert import __main__ as command
+from convert import inspection, rules
 
 
 @pytest.fixture
@@ -113,3 +115,71 @@ def test_as_a_program_without_jax(miniature, tmp_path):
     done = run_script(script, f"--input={miniature}", f"--output={tmp_path / 'folder'}")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "folder" / "model.safetensors").is_file()
+
+
+def test_list(run):
+    code, out, err = run("--list")
+    assert (code, err) == (0, "")
+    names = [line.split()[0] for line in out.split("\n\n")[0].splitlines()[1:]]
+    assert names == list(command.formats.BY_NAME)
+    assert all("yes/yes" in line for line in out.split("\n\n")[0].splitlines()[1:])
+
+
+def test_inspect(run, google_file, kind, foreign_files, tmp_path):
+    code, out, err = run(f"--inspect={google_file}")
+    assert (code, err) == (0, "")
+    rows = dict(line.split(":", 1) for line in out.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["kind"] == kind and rows["dtype"] == "float32" and rows["pixels"]
+    assert rows["file sha256"] == command.api.sha256(google_file)
+    assert rows["published"] == "no published file is known to have these shapes"
+    assert rows["can become"].startswith("safetensors, flax, hmorimitsu")
+    # The fingerprint is that of the weights, whatever they are packed in.
+    for number, to in enumerate(rows["can become"].split(", ")):
+        path = tmp_path / str(number)
+        assert run(f"--input={google_file}", f"--output={path}", f"--to={to}")[0] == 0
+        heads = ["--num_heads=4"] if kind == "transformer" else []
+        again = run(f"--inspect={path}", *heads)[1]
+        assert f"fingerprint:  {rows['fingerprint']}" in again
+
+
+def test_inspect_besnier(run, foreign_files):
+    golden = Path(__file__).parents[1] / "golden" / "besnier" / "tiny_maskgit.pth"
+    code, out, err = run(f"--inspect={golden}", "--num_heads=4")
+    assert (code, err) == (0, "")
+    for part in (
+        "kind:         besnier_transformer",
+        "pixels:       64 x 64",
+        "parameters:   84,588",
+        "heads:        4",
+        "step:         7",
+        "says:         iter 7, global_epoch 3",
+        "can become:   safetensors, besnier",
+        "notes:        left out: optimizer_state_dict",
+        "under 'model_state_dict'",
+    ):
+        assert part in out, out
+    code, out, err = run(f"--inspect={golden.with_name('missing')}")
+    assert code == 1 and "no such file" in err and err.count("\n") == 1
+
+
+def test_modes_exclude_each_other(run, miniature):
+    for arguments in (("--list", f"--inspect={miniature}"), ("--list", f"--input={miniature}")):
+        code, _, err = run(*arguments)
+        assert code == 2 and "exclude each other" in err
+
+
+PUBLISHED_PARAMETERS = [
+    172_457_193, 173_047_017, 54_515_587, 174_160_874, 176_306_666, 72_141_699,
+]  # fmt: skip
+
+
+def test_published_shapes():
+    """The published sizes are told apart, by their shapes alone."""
+    found = []
+    for known in inspection.PUBLISHED:
+        shapes, _, config = rules.target(known.kind, known.config)
+        found.append(sum(np.prod(shape, dtype=int) for shape in shapes.values()))
+        checkpoint = SimpleNamespace(kind=known.kind, config=config)
+        assert inspection._published(checkpoint) == f"has the shapes of: {known.files}"
+    assert found == PUBLISHED_PARAMETERS

@@ -106,3 +106,18 @@ def test_memory(google_file):
         ratio = used / google_file.stat().st_size
         print(f"{used / 2**20:.0f} MiB, {ratio:.2f} times the file")
         assert 0.1 < ratio <= 1.3
+
+
+@pytest.mark.parametrize("form", ["hmorimitsu", "open-muse", "titok", "maskbit", "mage"])
+def test_through_foreign_formats(google_file, form, tmp_path):
+    """Google's bytes come back from every format that holds the model; one copy in memory, no more."""
+    is_transformer = google_file.name.startswith("maskgit")
+    if is_transformer and form != "hmorimitsu":
+        pytest.skip("holds tokenizers only")
+    foreign, rebuilt = tmp_path / "foreign", tmp_path / "rebuilt"
+    size, own = google_file.stat().st_size, peak_memory()
+    for source, target, to in ((google_file, foreign, form), (foreign, rebuilt, "flax")):
+        used = peak_memory(f"--input={source}", f"--output={target}", f"--to={to}") - own
+        print(f"{form}, to {to}: {used / size:.2f} times the file")
+        assert used < 1.3 * size + 2**28  # PyTorch itself takes 2**27.7
+    assert rebuilt.read_bytes() == google_file.read_bytes()
