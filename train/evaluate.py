@@ -77,9 +77,7 @@ boolean(
 string("save_statistics", None, "Write the reference's statistics to this npz file; without samples, do "
        "nothing else.")  # fmt: skip
 string("output", "evaluation", "Folder for evaluation.json and evaluation.md.")
-string(
-    "name", None, "Of this row in the table. Default: the samples', model's or tokenizer's path."
-)
+string("name", None, "Of this row in the table. Default: the samples', model's or tokenizer's.")
 string("cache", None, "Folder that remembers features. Default: maskgit_pt/evaluation in the user's cache "
        "folder; an empty --cache= for none.")  # fmt: skip
 
@@ -201,7 +199,13 @@ def _samples(device: torch.device) -> Source:
     except ValueError as error:
         raise ValueError(f"--labels: {error}") from None
     source = ModelSource(
-        model, FLAGS.num_samples or 50_000, labels, FLAGS.seed, settings, _weights(), FLAGS.model
+        model,
+        FLAGS.num_samples or 50_000,
+        labels,
+        FLAGS.seed,
+        settings,
+        _weights(),
+        _name(FLAGS.model),
     )
     if FLAGS.compile:
         model.compile()
@@ -246,18 +250,23 @@ def _evaluate_tokenizer(how: dict) -> report.Evaluation:
     lpips = LPIPS.from_flag(FLAGS.lpips_weights, device) if FLAGS.lpips_weights else None
     return evaluate_tokenizer(
         tokenizer, images, FLAGS.reference, metrics=_metrics(), lpips=lpips, image_size=size,
-        name=FLAGS.tokenizer, weights=_weights(), **how,
+        name=_name(FLAGS.tokenizer), weights=_weights(), **how,
     )  # fmt: skip
 
 
 def _finish(result: report.Evaluation, workers: Workers) -> int:
     if workers.rank == 0:
-        name = FLAGS.name or FLAGS.samples or FLAGS.model or FLAGS.tokenizer
+        name = FLAGS.name or _name(FLAGS.samples or FLAGS.model or FLAGS.tokenizer)
         folder = Path(FLAGS.output)
         write_atomically(folder / "evaluation.json", result.to_json(name).encode())
         write_atomically(folder / "evaluation.md", result.to_markdown(name).encode())
         print(result.to_markdown(name), end="")
     return 0
+
+
+def _name(path: str) -> str:
+    """The last part of a path; a hub id whole."""
+    return Path(path).absolute().name if Path(path).exists() else path
 
 
 def _cache() -> str | None:

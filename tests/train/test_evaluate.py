@@ -162,6 +162,9 @@ def test_model_without_touching_the_disk(tmp_path, capsys):
         found.append(result())
     assert found[0]["metrics"] == found[1]["metrics"] == found[2]["metrics"]
     assert found[0]["protocol"]["samples"]["count"] == 24  # without the grid
+    written = found[0]["protocol"]["samples"]
+    assert written["labels"] == "10 classes in turn" and written["seed"] == 5
+    assert found[1]["protocol"]["samples"]["labels"] == "10 classes"
     made = found[2]["protocol"]["samples"]
     assert made["labels"] == "10 classes in turn (all)" and made["seed"] == 5
     assert made["settings"]["steps"] == 3

@@ -88,6 +88,8 @@ def _own_version() -> str:
 def _phrase(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_phrase(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return " and ".join(map(_phrase, value))
     if isinstance(value, str) and len(value) == 64 and value.isalnum():
         return value[:_HASH_DIGITS]
     return str(value)

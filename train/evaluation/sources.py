@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from maskgit_pt.libml.rng import sample_noise
+from maskgit_pt.sample_folder import read_settings
 from train.evaluation.npz import Npz
 from train.image_base import Images, Names
 from train.image_folders import FolderImages, is_image
@@ -110,6 +111,9 @@ class NpzSource(Source):
             )
         self.size = shape[1:3]
         self.protocol = _describe(path.name, self, "npz")
+        if "arr_1" in self.npz.names:  # the ADM evaluator's place for labels
+            classes = len(np.unique(self.npz.array("arr_1")))
+            self.protocol["labels"] = f"{classes} classes"
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -144,6 +148,10 @@ class CollectionSource(Source):
         if image_size is not None:
             how = describe_crop("center")["resampling"]
             self.protocol["resize"] = f"center crop, shorter side to {image_size} ({how})"
+        if len(images.class_names) > 1:
+            self.protocol["labels"] = f"{len(images.class_names)} classes"
+        if _SAMPLE_NAME.fullmatch(images.name(0)):
+            self.protocol |= _generated(path)
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def __len__(self) -> int:
@@ -259,6 +267,7 @@ class ModelSource(Source):
             "sampler": type(self.options.sampler).__name__,
             "settings": _jsonable(vars(self.options) | sampler),
             "dtype": str(model.tokenizer.quantizer.codebook.dtype).removeprefix("torch."),
+            "weights": weights,
         }
 
     def __len__(self) -> int:
@@ -324,6 +333,21 @@ def _files(path: Path, names: list[str]) -> FolderImages:
     for name in names:
         found.append(name)
     return FolderImages(path, found, np.zeros(len(names), np.int64), ["all"])
+
+
+def _generated(path: Path) -> dict[str, Any]:
+    """How maskgit_pt.sample made the images of a folder, if it did."""
+    settings = read_settings(path)
+    if not isinstance(settings.get("labels"), list):
+        return {}
+    apart = ("labels", "seed", "sampler", "model", "tokenizer", "threads")
+    return {
+        "labels": f"{len(settings['labels'])} classes in turn",
+        "seed": settings.get("seed"),
+        "sampler": settings.get("sampler"),
+        "settings": _jsonable({n: v for n, v in settings.items() if n not in apart}),
+        "weights": [settings.get("model"), settings.get("tokenizer")],
+    }
 
 
 def _ends(path: str) -> bytes:
