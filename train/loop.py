@@ -110,6 +110,9 @@ def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) ->
                 reporter.write(f"stopped at step {done}, saved; the same command goes on")
                 break
         checkpoints.finish()
+    except FloatingPointError:
+        checkpoints.finish()  # one that is still being written is good, and may be the newest
+        raise
     finally:
         stop.restore()
         reporter.close()

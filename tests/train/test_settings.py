@@ -1,0 +1,86 @@
+import pytest
+from training import RECIPE, tiny_config
+
+from maskgit_pt.command_line import UsageError
+from train import __main__ as program
+from train import autoencoding, masked_tokens, settings
+
+
+@pytest.mark.parametrize(
+    "flag, hint",
+    [
+        ("--config.bach_size=3", "--config.batch_size"),
+        ("--config.optimizer.l=3", "--config.optimizer.lr"),
+        ("--config.lr=3", "--config.optimizer.lr"),
+        ("--noconfig.complie", "--config.compile"),
+    ],
+)
+def test_a_typo_gets_a_suggestion(flag, hint, capsys):
+    assert program.cli([f"--config={RECIPE}", "--output=x", flag]) == 2
+    error = capsys.readouterr().err
+    assert "has no such setting" in error and f"did you mean {hint}?" in error
+    assert error.count("\n") == 1
+
+
+def test_no_such_recipe(capsys):
+    assert program.cli(["--config=nowhere.py", "--output=x"]) == 1
+    assert "--config=nowhere.py: no such file" in capsys.readouterr().err
+
+
+def test_wrong_type_and_missing_flags(capsys):
+    assert program.cli([f"--config={RECIPE}", "--output=x", "--config.batch_size=many"]) == 2
+    assert program.cli([f"--config={RECIPE}"]) == 2
+    assert program.cli(["--output=x"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": "gpt"}, "config.model is 'gpt'; accepted: maskgit_transformer"),
+        ({"precision": "float16"}, "config.precision is 'float16'"),
+        ({"label_drop_rate": 1.5}, "config.label_drop_rate is 1.5; accepted: 0 to 1"),
+        ({"batch_size": 0}, "config.batch_size is 0; accepted: 1 or more"),
+        ({"optimizer.lr": -1.0}, "config.optimizer.lr is -1.0; accepted: 0 or more"),
+        ({"optimizer.lr_schedule": "step"}, "config.optimizer.lr_schedule is 'step'"),
+    ],
+)
+def test_values_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        masked_tokens.check(tiny_config("x", **changes))
+
+
+def test_a_recipe_with_a_field_that_nothing_reads():
+    config = tiny_config("x")
+    with config.unlocked():
+        config.optimizer.weigth_decay = 0.1
+    with pytest.raises(ValueError, match="weigth_decay; did you mean optimizer.weight_decay"):
+        masked_tokens.check(config)
+
+
+def test_a_run_keeps_its_settings(tmp_path):
+    settings.keep(tiny_config("x"), tmp_path)
+    assert settings.read(tmp_path).to_dict() == tiny_config("x").to_dict()
+    settings.keep(tiny_config("y", num_train_steps=99, log_every_steps=7), tmp_path)
+    with pytest.raises(ValueError, match="this run has optimizer.lr 0.001, now it is 0.5"):
+        settings.keep(tiny_config("x", **{"optimizer.lr": 0.5}), tmp_path)
+
+
+def test_all_recipes_are_valid():
+    paths = [p for p in (settings.Path(program.__file__).parent / "configs").glob("*.py")]
+    recipes = [p for p in paths if "defaults" not in p.name and p.name != "__init__.py"]
+    assert len(recipes) >= 2
+    for path in recipes:
+        config = settings.load_file(str(path))
+        if config.task == "autoencoding":
+            autoencoding.check(config)
+        else:
+            masked_tokens.check(config)
+        opening = path.read_text().split('"""')[1]
+        for what in ("python -m train --config=", "Cost:", "Expected:"):
+            assert what in opening.replace("torchrun --nproc_per_node=8 -m train", "python -m train"), path
+
+
+def test_usage_error_is_raised_before_anything_else():
+    with pytest.raises(UsageError):
+        settings.check_arguments([f"--config={RECIPE}", "--config.nothing=1"])

@@ -1,0 +1,106 @@
+"""Small runs for the tests of training."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from train import loop
+from train.configs import defaults
+from train.distributed import Processes
+from train.reports import read_metrics
+from train.state import TrainState
+from train.tokens import ShardWriter
+
+ROOT = Path(__file__).parents[2]
+TIMES = ("images_per_second", "mfu", "memory_gib")  # metrics that no two runs share
+RECIPE = Path(__file__).with_name("tiny_recipe.py")
+
+
+def make_shards(folder: Path, images: int = 90, crops: int = 2, side: int = 4) -> Path:
+    """Tokens of 16 codes in 5 classes, in two shards; the class tells most of an image."""
+    rng = np.random.default_rng(0)
+    writer = ShardWriter(
+        folder,
+        grid=(side, side),
+        crops=crops,
+        codebook_size=16,
+        class_names=[f"class {i}" for i in range(5)],
+        image_size=16,
+        tokenizer="none",
+    )
+    for number, count in enumerate((images // 2, images - images // 2)):
+        labels = rng.integers(0, 5, count)
+        tokens = 3 * labels[:, None, None] + np.arange(side * side)
+        tokens = (tokens + rng.integers(0, 2, (count, crops, side * side))) % 16
+        writer.write(number, tokens, labels)
+    writer.finish(2)
+    return folder
+
+
+def tiny_config(tokens: Path, **changes: object) -> ml_collections.ConfigDict:
+    """Settings of a run of a second."""
+    config = defaults.get_config()
+    config.update(
+        batch_size=8,
+        num_train_steps=12,
+        num_class=5,
+        image_size=16,
+        precision="float32",
+        compile=False,
+        log_every_steps=1,
+        checkpoint_every_steps=4,
+        eval_every_steps=0,
+    )
+    config.transformer.update(num_layers=2, num_embeds=32, intermediate_size=64, num_heads=4)
+    config.optimizer.update(lr=1e-3, warmup_steps=5)
+    config.data.update(tokens=str(tokens), num_workers=0)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@contextlib.contextmanager
+def one_process() -> Iterator[Processes]:
+    """A process group of this process alone."""
+    processes = Processes("cpu")
+    try:
+        yield processes
+    finally:
+        processes.close()
+
+
+def run_here(config: ml_collections.ConfigDict, run: Path) -> TrainState:
+    """Trains in this process."""
+    with one_process() as processes:
+        return loop.train(config, run, processes)
+
+
+def command(run: Path, tokens: Path, *arguments: str, processes: int = 1) -> list[str]:
+    """The command line of a run of `tiny_recipe.py`."""
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*start, "-m", "train", f"--config={RECIPE}", f"--output={run}", "--device=cpu",
+            "--threads=1", f"--config.data.tokens={tokens}", *arguments]  # fmt: skip
+
+
+def run_command(*arguments, **options) -> subprocess.CompletedProcess:
+    """Runs `command` to its end."""
+    return subprocess.run(
+        command(*arguments, **options), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    """The metrics of a run without times."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(run)]
+
+
+def text_of(path: Path) -> dict:
+    """A JSON file."""
+    return json.loads(path.read_text())
