@@ -23,7 +23,7 @@ import torch
 import convert
 from convert import __main__ as command
 from convert import torch_file, zip_file
-from convert.pickles import Machine, PickleProblem, Refused
+from convert.pickles import Machine, PickleProblem
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,13 +103,8 @@ def test_nothing_is_run(name, packed, tmp_path, capsys, monkeypatch):
     else:
         data = saved({"state_dict": {"a": attack}}, legacy=packed == "legacy")
     (tmp_path / "file.ckpt").write_bytes(data)
-    if packed == "pickle 0":  # looks like text, but for those that begin with a call
-        with pytest.raises(Refused) as caught:
-            torch_file.read_pickle(tmp_path / "file.ckpt")
-        message = str(caught.value)
-    else:
-        message = refusal(tmp_path / "file.ckpt", capsys)
-        assert "not read: its pickle " in message and "nothing of it was run" in message
+    message = refusal(tmp_path / "file.ckpt", capsys)
+    assert "not read: its pickle " in message and "nothing of it was run" in message
     assert reason in message, message
     assert [path.name for path in tmp_path.iterdir()] == ["file.ckpt"]
 
@@ -119,7 +114,7 @@ def test_text_pickle_is_reported(tmp_path, capsys, monkeypatch):
     file = tmp_path / "file.ckpt"
     for text in (b"cos\nsystem\n(S'touch HARM'\ntR.", b"(S'touch HARM'\nios\nsystem\n."):
         file.write_bytes(text)
-        assert "tries to run os.system" in refusal(file, capsys) or text[:2] == b"(S"
+        assert "tries to run os.system" in refusal(file, capsys)
 
 
 def settings() -> dict:
