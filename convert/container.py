@@ -12,6 +12,7 @@ from convert.rules import abbreviate
 from convert.torch_file import Storage, StoredTensor
 
 _MAX_CANDIDATES = 16
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, of torch.compile
 _MAX_VALUES = 64
 _MAX_WORD = 256
 
@@ -107,6 +108,10 @@ def _state_dict(wrapper: str | None, tree: dict) -> StateDict | None:
             result.tensors[printable(name)] = value
         else:
             result.left_out.append(printable(str(name)[:_MAX_WORD]))
+    for prefix in _PREFIXES:
+        if result.tensors and all(name.startswith(prefix) for name in result.tensors):
+            result.tensors = {n.removeprefix(prefix): t for n, t in result.tensors.items()}
+            result.left_out.append(f"the names' prefix {prefix}")
     return result if result.tensors else None
 
 

@@ -149,7 +149,7 @@ class ForeignFormat:
         shapes = {name: tensor.shape for name, tensor in stored.items()}
         check_dtypes({name: tensor.dtype for name, tensor in stored.items()})
         rows = self.rows_of_file(shapes)
-        heads, notes = self._heads(shapes, num_heads)
+        heads, notes = self.heads(shapes, num_heads)
         pieces = _pieces(rows, shapes, heads)
         kind, config = self._config(pieces, rows, shapes, heads, num_codes)
         stated_in, companion = self.read_companion(container)
@@ -174,7 +174,8 @@ class ForeignFormat:
             notes=notes + self._left_out(container, state), origin=origin,
         )  # fmt: skip
 
-    def _heads(self, shapes: Mapping[str, Shape], num_heads: int | None) -> tuple[int, list[str]]:
+    def heads(self, shapes: Mapping[str, Shape], num_heads: int | None) -> tuple[int, list[str]]:
+        """Attention heads, and a note if they had to be assumed; 1 where there is no attention."""
         return 1, []
 
     def _config(
@@ -220,12 +221,17 @@ class ForeignFormat:
         if kind not in self.KINDS:
             return False
         try:
-            self._rows_to_write(kind, config)
+            self.rows_to_write(kind, config)
         except ValueError:
             return False
         return True
 
-    def _rows_to_write(self, kind: str, config: dict) -> Rows:
+    def rows_to_write(self, kind: str, config: dict) -> Rows:
+        """The rows of all tensors of a model, in order.
+
+        Raises:
+          ValueError: the format has no names for some of them.
+        """
         if kind not in self.KINDS:
             raise ValueError(f"{self.NAME} holds {' or '.join(self.KINDS)}, not a {kind}")
         officials = {piece.official for piece in rules.target(kind, config)[1]}
@@ -264,7 +270,7 @@ class ForeignFormat:
         Raises:
           ValueError: the format has no names for this model.
         """
-        rows = self._rows_to_write(source.kind, source.config)
+        rows = self.rows_to_write(source.kind, source.config)
         if self.IS_FOLDER:
             output.mkdir()
             for name, data in self.companions(source).items():

@@ -32,7 +32,7 @@ class Besnier(ForeignFormat):
     def rows_of_model(self, kind: str, config: dict) -> Rows:
         return _rows(config["num_hidden_layers"])
 
-    def _heads(self, shapes: Mapping[str, Shape], num_heads: int | None) -> tuple[int, list[str]]:
+    def heads(self, shapes: Mapping[str, Shape], num_heads: int | None) -> tuple[int, list[str]]:
         return infer.heads_or_default(shapes.get("tok_emb.weight", (0,))[-1], num_heads)
 
     def wrap(self, state: dict[str, Tensor], wrapper: str | None, values: dict) -> dict:

@@ -91,7 +91,7 @@ class Hmorimitsu(ForeignFormat):
             rows = _TOKENIZER.rows(len(vqvae["channel_multipliers"]), vqvae["num_res_blocks"])
         return _in_flax_order(rows)
 
-    def _heads(self, shapes: Mapping[str, Shape], num_heads: int | None) -> tuple[int, list[str]]:
+    def heads(self, shapes: Mapping[str, Shape], num_heads: int | None) -> tuple[int, list[str]]:
         if "tok_emb.weight" not in shapes:
             return 1, []
         return infer.heads_or_default(shapes["tok_emb.weight"][-1], num_heads)

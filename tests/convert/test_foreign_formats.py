@@ -182,7 +182,7 @@ def test_full_size_names(foreign_files):
         if "maskgit" in key:
             kind, config = "transformer", dict(FULL_TRANSFORMER)
             config["max_position_embeddings"] = 1025 if key.endswith("512") else 257
-        rows = form._rows_to_write(kind, config)
+        rows = form.rows_to_write(kind, config)
         assert list(rows) == list(manifest), key
         shapes = {p.official: p.official_shape for p in rules.target(kind, config)[1]}
         for name, shape in manifest.items():
@@ -276,6 +276,16 @@ def test_what_is_left_out_is_named(foreign, tmp_path):
     summary = convert.convert(foreign("besnier/vqgan"), tmp_path / "t")
     (warning,) = summary.warnings
     assert warning.startswith("left out: 3 tensors loss.discriminator.main.0.bias, ")
+
+
+def test_prefix_of_parallel_training(foreign, tmp_path):
+    file = foreign("besnier/tiny_maskgit.pth")
+    state = {f"module.{key}": value for key, value in tensors_in(file, "model_state_dict").items()}
+    torch.save({"model_state_dict": state}, tmp_path / "file")
+    summary = convert.convert(tmp_path / "file", tmp_path / "out", num_heads=4)
+    assert summary.warnings == ("left out: the names' prefix module.",)
+    ours, plain = (convert.load_checkpoint(path, 4)[2] for path in (tmp_path / "out", file))
+    assert all(torch.equal(ours[key], value) for key, value in plain.items())
 
 
 def test_mage_is_marked(foreign, tmp_path):

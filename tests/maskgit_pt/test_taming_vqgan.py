@@ -54,6 +54,18 @@ def test_recorded_vectors(vqgan, recorded, size):
     assert_close(loss, recorded[size + "quantizer_loss"], 1e-6, "loss")
 
 
+def test_images_of_the_recorded_sampling_runs(vqgan):
+    """Whole runs of their sampler end in these images; `test_samplers_besnier` has the codes."""
+    runs = sorted((GOLDEN / "besnier").glob("sample_*.npz"))
+    assert len(runs) == 18
+    for run in runs:
+        with np.load(run) as file:
+            code, image = torch.from_numpy(file["final_code"]).long(), file["image"]
+        with torch.inference_mode():
+            ours = 2 * vqgan.decode_from_indices(code.clamp(0, 31)) - 1
+        assert_close(ours, image, 1e-5, run.name)
+
+
 def test_float64(vqgan, recorded):
     model = vqgan.double()
     images = in_unit_range(recorded["image"]).double()
