@@ -24,10 +24,11 @@ Proves that maskgit_pt computes what MaskGIT in JAX computes; exit code 0 only i
       --tokenizer=tokenizer_imagenet256_checkpoint --official=CHECKOUT --report=parity_report
 
 Without flags it draws weights at a small size, writes them as Google-format checkpoints, converts
-those, and compares layer by layer, logits, gradients, random streams, decoding step by step and
-images with the Flax reference. Given Google's files, or --size=256 or 512 for seeded weights of the
-full size, it compares those as well. --official compares with Google's own code, in a checkout of
-google-research/maskgit, instead of the reference. Needs the extra 'jax'."""
+those, and compares layer by layer, logits, gradients, random streams, decoding step by step,
+images, and training step by step with the Flax reference. Given Google's files, or --size=256 or
+512 for seeded weights of the full size, it compares those as well. --official compares with
+Google's own code, in a checkout of google-research/maskgit, instead of the reference. Needs the
+extra 'jax'."""
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -70,8 +71,9 @@ def main() -> int:
     code, stages = _code()
     with subjects.make_folder() as folder:
         models = _subjects(code, Path(folder))
-        results, pictures = _run(stages, models, picture_path, options)
-    return _conclude(results, pictures, code, models, options, time.perf_counter() - started)
+        results, pictures, curves = _run(code, stages, models, picture_path, options)
+    seconds = time.perf_counter() - started
+    return _conclude(results, pictures, curves, code, models, options, seconds)
 
 
 def _code() -> tuple[Any, list[Any]]:
@@ -100,31 +102,33 @@ def _subjects(code: Any, folder: Path) -> list[Any]:
 
 
 def _run(
-    stages: list[Any], models: list[Any], image: Path | None, options: Any
-) -> tuple[list[Any], list[Any]]:
-    """Runs all stages, printing a line after each."""
-    from parity import plan, subjects
+    code: Any, stages: list[Any], models: list[Any], image: Path | None, options: Any
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Runs all stages, printing a line after each; results, pictures and loss curves."""
+    from parity import plan, plan_training, subjects
     from parity.stages import run_stages, summary_line
 
-    results, pictures = [], []
-    plans = []
+    results, plans = [], []
     for model in reversed(models):  # the small ones first: a fault shows soon
         size = model.config.image_size
         planned = plan.SubjectPlan(model, subjects.load_picture(image, size)[0], options)
         plans.append(planned)
         stages = stages + planned.stages()
+    tokenizer = plan_training.TokenizerTraining(code)
+    stages = stages + tokenizer.stages()
     for result in run_stages(stages, _progress):
         _progress("")
         print(summary_line(result), flush=True)
         results.append(result)
-    for planned in plans:
-        pictures += planned.pictures
-    return results, pictures
+    pictures = [picture for planned in plans for picture in planned.pictures]
+    curves = [curve for planned in plans for curve in planned.curves]
+    return results, pictures, curves + tokenizer.curves
 
 
 def _conclude(
     results: list[Any],
     pictures: list[Any],
+    curves: list[Any],
     code: Any,
     models: list[Any],
     options: Any,
@@ -150,7 +154,7 @@ def _conclude(
             files=tuple(row for model in models for row in model.files),
             not_compared=plan.NOT_COMPARED,
         )
-        report.write(FLAGS.report, results, pictures, context)
+        report.write(FLAGS.report, results, pictures, context, curves)
         print(f"report: {Path(FLAGS.report) / 'index.html'}")
     for note in code.notes:
         print(f"note: {note}")
@@ -185,7 +189,7 @@ def _existing(flag: str, path: str | None) -> Path | None:
 
 
 def _versions() -> tuple[tuple[str, str], ...]:
-    names = ("maskgit_pt", "torch", "jax", "jaxlib", "flax", "numpy")
+    names = ("maskgit_pt", "torch", "jax", "jaxlib", "flax", "optax", "numpy")
 
     def version(name: str) -> str:
         try:

@@ -79,20 +79,38 @@ class JaxCode:
         return generator
 
     @contextlib.contextmanager
-    def float64(self) -> Iterator[None]:
+    def float64(self, lift_casts: bool = False) -> Iterator[None]:
         """JAX in float64, the transformer's last addition included.
 
         `Bias` casts to its `dtype`, float32 unless told otherwise, and nothing official tells it.
         Within this context the name stands for the class with dtype float64.
+
+        Args:
+          lift_casts: let also the tokenizer's and the discriminator's losses stay in float64, which the
+            official code casts to float32: in their modules `jnp.float32` then stands for float64.
         """
         module = self.maskgit_transformer
         bias = module.Bias
         module.Bias = functools.partial(bias, dtype=jnp.float64)
+        casting = (self.losses, self.vqgan_tokenizer, self.discriminator) if lift_casts else ()
+        for other in casting:
+            other.jnp = _DoubleNumpy()
         try:
             with jax_options(x64=True):
                 yield
         finally:
             module.Bias = bias
+            for other in casting:
+                other.jnp = jnp
+
+
+class _DoubleNumpy:
+    """`jax.numpy` with float64 in place of float32."""
+
+    float32 = jnp.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jnp, name)
 
 
 @contextlib.contextmanager

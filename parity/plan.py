@@ -19,12 +19,14 @@ from parity import (
     checks_tokenizer,
     checks_training_losses,
     checks_transformer,
+    plan_training,
 )
 from parity.checks_random import LAYOUT_NAMES
 from parity.compare import Record, compare, compare_exact
 from parity.jax_code import JaxCode, jit
 from parity.models import TokenizerPair, TransformerPair, nhwc
 from parity.near_ties import History, Settings
+from parity.report_curves import Curve
 from parity.stages import Stage
 from parity.subjects import Subject
 
@@ -115,6 +117,7 @@ class SubjectPlan:
         """
         self.subject, self.picture, self.options = subject, picture, options
         self.pictures: list[Picture] = []
+        self.curves: list[Curve] = []
         self._histories: dict[tuple[str, int], tuple[History, History]] = {}
         if subject.transformer is not None:
             self._decoder = checks_decoding.TheirDecoder(subject.transformer)
@@ -270,7 +273,10 @@ class SubjectPlan:
             self._stage("tokenizer in float64: blocks, images", self._tokenizer64()),
             self._stage("faults that float64 shows", self._epsilon_faults()),
         ]
-        return stages
+        shards = subject.folders["transformer"].with_name(f"{subject.section}_shards")
+        training = plan_training.TransformerTraining(subject.section, transformer, shards)
+        self.curves = training.curves
+        return stages + training.stages()
 
     def _training32(self, quantizer: str, limits: Bounds) -> Iterator[Record]:
         yield from checks_tokenizer.training(
@@ -346,6 +352,17 @@ NOT_COMPARED = (
     (
         "losses of the quantizer and R1 in float64",
         "cast to float32 by the official code; compared to "
-        "float32's rounding, their gradients to that of float64",
+        "float32's rounding, their gradients to that of float64. Training of tokenizer and discriminator "
+        "lifts the casts on the JAX side and compares in float64",
+    ),
+    (
+        "the step that trains the tokenizer in Google's code",
+        "not published; on the JAX side the official networks and losses are put together as VQGAN is "
+        "trained. The perceptual loss is compared with a small layer in place of ResNet-50",
+    ),
+    (
+        "weights after training steps in float32",
+        "Adam divides a gradient by its own size, so that a weight whose gradient is nothing but rounding "
+        "moves by the full rate in either direction; float64 compares every weight",
     ),
 )

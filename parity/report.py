@@ -5,12 +5,14 @@ import dataclasses
 import html
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from maskgit_pt.pretrained import write_atomically
+from parity import report_curves
 from parity.compare import Record
 from parity.plan import Picture
 from parity.report_style import STYLE
@@ -56,15 +58,26 @@ def verdict(results: list[Result]) -> tuple[bool, str]:
     )
 
 
-def write(folder: str | Path, results: list[Result], pictures: list[Picture], context: Context):
+def write(
+    folder: str | Path,
+    results: list[Result],
+    pictures: list[Picture],
+    context: Context,
+    curves: Sequence[report_curves.Curve] = (),
+) -> None:
     """Writes `folder`/index.html, whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    page = render(results, pictures, context)
+    page = render(results, pictures, context, curves)
     write_atomically(folder / "index.html", page.encode("utf-8"))
 
 
-def render(results: list[Result], pictures: list[Picture], context: Context) -> str:
+def render(
+    results: list[Result],
+    pictures: list[Picture],
+    context: Context,
+    curves: Sequence[report_curves.Curve] = (),
+) -> str:
     """The page."""
     passed, sentence = verdict(results)
     body = [
@@ -78,6 +91,7 @@ def render(results: list[Result], pictures: list[Picture], context: Context) -> 
         _stage_table(results),
         _token_table(results),
         _control_table(results),
+        report_curves.section(curves),
         _picture_section(pictures),
         _context_section(context),
     ]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskgit_pt import utils
-from maskgit_pt.libml import losses
+from maskgit_pt.libml import losses, rng
 from maskgit_pt.nets.discriminator import Discriminator
 from maskgit_pt.nets.vqgan_tokenizer import QUANTIZERS, VQVAE
 from train import data, distributed, optimizers, perceptual, randomness, settings
@@ -189,7 +189,7 @@ class Autoencoding:
             self.discriminator.requires_grad_(False)
         with self._autocast():
             fake, quantizer_loss, encodings = self._reconstruct(
-                images, temperature(config.tau_anneal, step), self._noise(step)
+                images, temperature(config.tau_anneal, step), self.noise(step)
             )
             fake = fake.to(images.dtype)
             metrics = {
@@ -237,7 +237,8 @@ class Autoencoding:
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=enabled)
 
-    def _noise(self, step: int) -> torch.Generator | None:
+    def noise(self, step: int) -> rng.Rng:
+        """Where the Gumbel quantizer's noise of a step comes from; None for the other quantizer."""
         if self.config.vqvae.quantizer != "gumbel":
             return None
         seed = randomness.generator(self.config.seed, "gumbel", step, self.processes.rank)

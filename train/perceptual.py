@@ -43,7 +43,8 @@ class PerceptualLoss(nn.Module):
         """The loss, a scalar; gradients flow to `fake` alone."""
         with torch.no_grad():
             wanted = self.features(real)
-        return F.mse_loss(self.features(fake).float(), wanted.float())
+        dtype = torch.promote_types(wanted.dtype, torch.float32)
+        return F.mse_loss(self.features(fake).to(dtype), wanted.to(dtype))
 
 
 def load(config: ml_collections.ConfigDict, device: torch.device) -> PerceptualLoss | None:

@@ -1,0 +1,73 @@
+"""The optimizers of training in optax, after the settings that `train.optimizers` reads."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+
+def adamw(config: ml_collections.ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW with the schedule.
+
+    Args:
+      config: `config.optimizer` of a training run; with decay "matrices" kernels alone decay.
+      num_steps: of the run.
+    """
+    steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    steps.append(
+        optax.adamw(
+            schedule(config, num_steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=_kernels if config.decay == "matrices" else None,
+        )
+    )
+    return optax.chain(*steps)
+
+
+def _kernels(tree: Any) -> Any:
+    """True for the kernels of dense layers and convolutions."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", tree)
+
+
+def schedule(config: ml_collections.ConfigDict, num_steps: int) -> Callable[[Any], Any]:
+    """Linear warm-up to `lr`, reached in its last step, then constant, cosine or linear to `lr_min`."""
+    lr, warmup = config.lr, config.warmup_steps
+    rest = num_steps - 1 - warmup
+    after = {
+        "constant": lambda: optax.constant_schedule(lr),
+        "cosine": lambda: optax.cosine_decay_schedule(lr, rest, alpha=config.lr_min / lr),
+        "linear": lambda: optax.linear_schedule(lr, config.lr_min, rest),
+    }[config.lr_schedule]()
+    if not warmup:
+        return after
+    rise = optax.linear_schedule(lr / warmup, lr, warmup - 1)
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def init(optimizer: optax.GradientTransformation, parameters: Any) -> Any:
+    """The state to start from; where JAX computes in float64, counts are int64.
+
+    optax counts in int32, from which JAX makes float32 rates and bias corrections even then.
+    """
+
+    def widen(leaf: Any) -> Any:
+        is_count = jnp.issubdtype(leaf.dtype, jnp.integer) and jax.config.jax_enable_x64
+        return leaf.astype(jnp.int64) if is_count else leaf
+
+    return jax.tree_util.tree_map(widen, optimizer.init(parameters))
+
+
+def average(average: Any, parameters: Any, step: Any, decay: float) -> Any:
+    """The moving average after a step, counted from 0, whose decay grows from 1/10 to `decay`."""
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree_util.tree_map(
+        lambda old, new: decay.astype(old.dtype) * old + (1 - decay).astype(old.dtype) * new,
+        average,
+        parameters,
+    )

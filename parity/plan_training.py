@@ -1,0 +1,161 @@
+"""Which training runs are compared: stage 2 with the weights of a subject, stage 1 with its own."""
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity import checks_training, checks_training_controls, training_tokenizer
+from parity import training_transformer as transformer
+from parity.compare import Record
+from parity.jax_code import JaxCode
+from parity.models import TransformerPair
+from parity.report_curves import Curve
+from parity.stages import Stage
+from parity.training_runs import Run
+
+# Another setting of nearly everything than in `transformer.settings`.
+OTHER_OPTIMIZER = {
+    "optimizer.decay": "matrices",
+    "optimizer.lr_schedule": "linear",
+    "optimizer.weight_decay": 0.2,
+    "accumulation_steps": 2,
+}
+# Stage 1: as published, and every other choice. In float64 the official blur has no fast convolution.
+PUBLISHED = {}
+OTHER_LOSSES = {
+    "vqvae.quantizer": "gumbel",
+    "vqgan.loss_type": "hinge",
+    "reconstruction_loss": "l1",
+    "discriminator.blur_resample": False,
+}
+NO_BLUR = {"discriminator.blur_resample": False}
+
+
+class TransformerTraining:
+    """The stages of the transformer's training, and the loss curves that they leave.
+
+    Args:
+      section: heading of the stages.
+      pair: the transformer, in float32.
+      shards: a folder to be made, for the training data.
+    """
+
+    def __init__(self, section: str, pair: TransformerPair, shards: Path):
+        self.section, self.pair, self.shards = section, pair, shards
+        self.curves: list[Curve] = []
+
+    def stages(self) -> list[Stage]:
+        """In order: later ones use what the first one of float64 computed in JAX."""
+        title = f"{transformer.STEPS} AdamW steps of the transformer"
+        runs = {
+            f"{title}, float32": self._float32,
+            f"{title}, float64": self._float64,
+            f"{title}, other settings, float64": self._other,
+            "faults in training": self._faults,
+        }
+        return [Stage(self.section, name, run) for name, run in runs.items()]
+
+    def _settings(self, **changes: Any) -> Any:
+        if not self.shards.exists():
+            transformer.write_shards(self.pair, self.shards)
+        return transformer.settings(self.pair, self.shards, **changes)
+
+    def _float32(self) -> Iterator[Record]:
+        ours = transformer.Ours(self.pair, self._settings())
+        theirs = transformer.Theirs(self.pair, ours.config).run(ours.config, ours.batches())
+        yield from self._compare(ours.run(), theirs, checks_training.TRANSFORMER32, "float32")
+
+    def _float64(self) -> Iterator[Record]:
+        with self.pair.code.float64():
+            ours, theirs = self._ours64, self._run64
+            yield from self._compare(ours.run(), theirs, checks_training.FLOAT64, "float64")
+
+    def _other(self) -> Iterator[Record]:
+        with self.pair.code.float64():
+            ours = transformer.Ours(self._ours64.pair, self._settings(**OTHER_OPTIMIZER))
+            theirs = self._trainer64.run(ours.config, ours.batches())
+            yield from checks_training.compare_runs(ours.run(), theirs, checks_training.FLOAT64)
+
+    def _faults(self) -> Iterator[Record]:
+        with self.pair.code.float64():
+            yield from checks_training_controls.transformer_faults(self._ours64, self._run64)
+
+    @functools.cached_property
+    def _ours64(self) -> transformer.Ours:
+        return transformer.Ours(self.pair.double(), self._settings())
+
+    @functools.cached_property
+    def _trainer64(self) -> transformer.Theirs:
+        return transformer.Theirs(self._ours64.pair, self._ours64.config)
+
+    @functools.cached_property
+    def _run64(self) -> Run:
+        return self._trainer64.run(self._ours64.config, self._ours64.batches())
+
+    def _compare(
+        self, ours: Run, theirs: Run, bounds: checks_training.Bounds, precision: str
+    ) -> Iterator[Record]:
+        title = f"{self.section}: loss of the transformer, {precision}"
+        self.curves.append(Curve(title, ours.curves["loss"], theirs.curves["loss"]))
+        yield from checks_training.compare_runs(ours, theirs, bounds)
+
+
+@dataclasses.dataclass
+class TokenizerTraining:
+    """The stages of the tokenizer's training against the discriminator; weights are drawn here.
+
+    Attributes:
+      code: the JAX side.
+      curves: the loss curves that the stages leave.
+    """
+
+    code: JaxCode
+    curves: list[Curve] = dataclasses.field(default_factory=list)
+
+    def stages(self) -> list[Stage]:
+        """In order."""
+        title = f"{training_tokenizer.STEPS} steps of tokenizer, discriminator"
+        return [
+            Stage("functions", f"{title}, float32", self.float32),
+            Stage("functions", f"{title}, float64", self.float64),
+            Stage("functions", f"{title}, Gumbel, hinge, float64", self.other64),
+        ]
+
+    def float32(self) -> Iterator[Record]:
+        """As published: nearest codes, non-saturating loss, R1, blur."""
+        yield from self._run("as published, float32", PUBLISHED, np.float32)
+
+    def float64(self) -> Iterator[Record]:
+        """The same without blur."""
+        with self.code.float64(lift_casts=True):
+            yield from self._run("as published, float64", NO_BLUR, np.float64)
+
+    def other64(self) -> Iterator[Record]:
+        """Gumbel quantizer, hinge loss, L1 reconstruction."""
+        with self.code.float64(lift_casts=True):
+            yield from self._run("Gumbel and hinge, float64", OTHER_LOSSES, np.float64)
+
+    def other32(self) -> Iterator[Record]:
+        """The same in float32; not among the stages, to save time."""
+        yield from self._run("Gumbel and hinge, float32", OTHER_LOSSES, np.float32)
+
+    def _run(self, name: str, changes: dict[str, Any], dtype: Any) -> Iterator[Record]:
+        single = dtype is np.float32
+        bounds = checks_training.TOKENIZER32 if single else checks_training.FLOAT64
+        with tempfile.TemporaryDirectory(prefix="maskgit_parity_") as folder:
+            images = Path(folder) / "images"
+            training_tokenizer.write_images(images)
+            settings = training_tokenizer.settings(images, **changes)
+            case = training_tokenizer.Case(self.code, settings, dtype)
+            trainer = training_tokenizer.Theirs(case)
+            theirs = trainer.run()
+            ours = training_tokenizer.run_ours(case, trainer.keys())
+        for loss in ("loss", "discriminator_loss"):
+            title = f"{loss.replace('_', ' ')} of stage 1, {name}"
+            self.curves.append(Curve(title, ours.curves[loss], theirs.curves[loss]))
+        yield from checks_training.compare_runs(ours, theirs, bounds)
