@@ -30,11 +30,13 @@ def main() -> int:
     """Runs the program on parsed flags."""
     if not _RUNS:
         raise cl.UsageError("name the folder of a run")
-    curves = {Path(run).name: read_metrics(Path(run)) for run in _RUNS}
-    for run, lines in zip(_RUNS, curves.values(), strict=True):
+    runs = list(dict.fromkeys(Path(run) for run in _RUNS))
+    short = len({run.name for run in runs}) == len(runs)
+    curves = {run.name if short else str(run): read_metrics(run) for run in runs}
+    for run, lines in zip(runs, curves.values(), strict=True):
         if not lines:
             raise FileNotFoundError(f"{run}: no metrics.jsonl with any line in it")
-    output = Path(FLAGS.output or Path(_RUNS[0]) / "curves.png")
+    output = Path(FLAGS.output or runs[0] / "curves.png")
     draw(curves, output, FLAGS.smooth)
     print(output)
     return 0

@@ -1,8 +1,8 @@
 """The only place that imports torchvision: beside a CPU build of torch its wheel needs help.
 
 torchvision of the package index is built for CUDA. Beside a torch without CUDA its compiled operators cannot
-be loaded, and importing it fails with "operator torchvision::nms does not exist", although nothing that we use
-of it (networks, torch-fidelity's extractors) needs one. Declaring the two operators is enough.
+be loaded, and importing it fails with "operator torchvision::nms does not exist", although nothing that we
+use of it (networks, torch-fidelity's extractors) needs one. Declaring the two operators is enough.
 """
 
 import importlib

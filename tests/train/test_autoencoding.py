@@ -1,0 +1,176 @@
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training import curve, one_process, run_here, text_of
+
+from maskgit_pt import VQVAE
+from train import autoencoding, checkpoints, export, loop, perceptual
+from train.configs import tokenizer_defaults
+from train.torchvision_import import import_torchvision
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Smooth random pictures of 16 px in two classes."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        path = folder / "ab"[number % 2] / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        small = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+        small.resize((16, 16)).save(path)
+    return folder
+
+
+def config_of(images, **changes):
+    config = tokenizer_defaults.get_config()
+    config.update(
+        batch_size=4,
+        num_train_steps=6,
+        image_size=16,
+        perceptual_weights="off",
+        precision="float32",
+        compile=False,
+        log_every_steps=1,
+        checkpoint_every_steps=2,
+        eval_every_steps=6,
+    )
+    config.data.update(images=str(images), crop="random+flip", num_workers=0)
+    config.vqvae.update(
+        filters=32, num_res_blocks=1, channel_multipliers=(1, 1), embedding_dim=8, codebook_size=16
+    )
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+class SmallDiscriminator(torch.nn.Module):
+    """Stands in for the StyleGAN discriminator, whose 512 channels take their time."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 4, stride=4)
+        self.dense = torch.nn.Linear(64, 1)
+
+    def forward(self, x):
+        return self.dense(torch.nn.functional.leaky_relu(self.conv(x), 0.2).flatten(1))
+
+
+@pytest.fixture
+def small_discriminator(monkeypatch):
+    monkeypatch.setattr(autoencoding, "Discriminator", SmallDiscriminator)
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "gumbel"])
+def test_a_run_with_a_discriminator_resumes_bit_identically(
+    images, tmp_path, quantizer, small_discriminator
+):
+    config = config_of(images, **{"vqvae.quantizer": quantizer})
+    whole = run_here(config, tmp_path / "whole")
+    names = curve(tmp_path / "whole")[0].keys()
+    assert {"reconstruction_loss", "perplexity", "codebook_usage", "discriminator_loss"} <= names
+    assert (tmp_path / "whole/pictures/reconstructions/step_000000006.png").exists()
+    half = config_of(images, **{"vqvae.quantizer": quantizer}, num_train_steps=4)
+    run_here(half, tmp_path / "two")
+    again = run_here(config, tmp_path / "two")
+    assert curve(tmp_path / "two") == curve(tmp_path / "whole")
+    for name, model in whole.models.items():
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, again.models[name].state_dict()[key]), (name, key)
+
+
+def test_reconstruction_gets_better(images, tmp_path):
+    config = config_of(images, num_train_steps=60, **{"vqgan.g_adversarial_loss_weight": 0.0})
+    config.update(checkpoint_every_steps=60, eval_every_steps=0)
+    config.optimizer.update(g_lr=3e-3, beta1=0.9)
+    run_here(config, tmp_path)
+    losses = [line["reconstruction_loss"] for line in curve(tmp_path)]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
+    assert "discriminator_loss" not in curve(tmp_path)[0]
+
+
+def test_export(images, tmp_path, small_discriminator):
+    state = run_here(config_of(images), tmp_path / "run")
+    assert list(text_of(tmp_path / "run" / "networks.json")) == ["tokenizer"]
+    assert export.cli([str(tmp_path / "run"), f"--output={tmp_path / 'folder'}"]) == 0
+    model = VQVAE.from_pretrained(tmp_path / "folder")
+    for name, value in state.averages["tokenizer"].state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    assert checkpoints.steps(tmp_path / "run") == [2, 4, 6]
+
+
+def test_temperature():
+    config = tokenizer_defaults.get_config().tau_anneal
+    taus = [autoencoding.temperature(config, step) for step in (0, 50_000, 100_000, 200_000)]
+    np.testing.assert_allclose(taus, [1.0, 0.8, 0.6, 0.6])
+
+
+@pytest.fixture(scope="module")
+def resnet_file(tmp_path_factory):
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("needs the extra 'eval'")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("resnet") / "resnet50.pth"
+    torch.save(import_torchvision().models.resnet50(weights=None).state_dict(), path)
+    return path
+
+
+def test_perceptual_loss_from_a_file(images, resnet_file):
+    config = config_of(images, perceptual_weights=str(resnet_file))
+    loss = perceptual.load(config, torch.device("cpu"))
+    assert sum(p.requires_grad for p in loss.parameters()) == 0 and not loss.training
+    real = torch.rand(2, 3, 16, 16)
+    fake = torch.rand(2, 3, 16, 16, requires_grad=True)
+    assert loss(real, real) == 0
+    value = loss(real, fake)
+    value.backward()
+    assert value > 0 and fake.grad.abs().sum() > 0
+    assert loss.features(real).shape == (2, 2048)
+    config.perceptual_loss_on_logit = True
+    assert perceptual.load(config, torch.device("cpu")).features(real).shape == (2, 1000)
+
+
+def test_perceptual_weights_that_are_missing_or_wrong(images, tmp_path):
+    def load(path):
+        return perceptual.load(config_of(images, perceptual_weights=str(path)), torch.device("cpu"))
+
+    assert load("off") is None
+    with pytest.raises(ValueError, match="not set; accepted: .*download.pytorch.org.*'off'"):
+        load("")
+    with pytest.raises(FileNotFoundError, match="no file nowhere.pth; accepted: .*'off'"):
+        load("nowhere.pth")
+    (tmp_path / "bad.pth").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="bad.pth is not a PyTorch state file"):
+        load(tmp_path / "bad.pth")
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("needs the extra 'eval'")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth does not hold a ResNet-50"):
+        load(tmp_path / "other.pth")
+
+
+def test_bad_settings(images):
+    with one_process() as processes:
+        for changes, message in (
+            ({"vqvae.quantizer": "lfq"}, "config.vqvae.quantizer is 'lfq'"),
+            ({"vqgan.loss_type": "wgan"}, "config.vqgan.loss_type is 'wgan'"),
+            ({"vqvae.norm_type": "BN"}, "norm_type is 'BN'"),
+            ({"data.crop": "middle"}, "config.data.crop is 'middle'; accepted: center"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                loop.make_task(config_of(images, **changes), processes)
+
+
+def test_the_batch_of_every_process_is_its_part(images):
+    with one_process() as processes:
+        task = loop.make_task(config_of(images), processes)
+    whole = task.batches[3]["pixels"]
+    from train import data
+
+    parts = []
+    for rank in range(2):
+        task.batches.share = data.Share(4, rank, 2)
+        parts.append(task.batches[3]["pixels"])
+    assert torch.equal(torch.cat(parts), whole) and whole.dtype == torch.uint8
