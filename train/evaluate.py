@@ -3,7 +3,6 @@
 import copy
 import datetime
 import functools
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -13,14 +12,20 @@ from absl import flags
 
 from maskgit_pt import command_line, imagenet, sample
 from maskgit_pt.command_line import UsageError
-from maskgit_pt.pretrained import WEIGHTS_NAME, find_folder, load_any, write_atomically
+from maskgit_pt.pretrained import load_any, write_atomically
 from train.evaluation import METRICS, TOKENIZER_METRICS, Context, report
 from train.evaluation.extraction import Workers
-from train.evaluation.features import EXTRACTORS, file_sha256
+from train.evaluation.features import EXTRACTORS
 from train.evaluation.reconstruction import LPIPS
 from train.evaluation.reference import Reference, load_reference, save_reference
 from train.evaluation.samples import evaluate
-from train.evaluation.sources import FirstImages, ModelSource, Source, open_source
+from train.evaluation.sources import (
+    FirstImages,
+    ModelSource,
+    Source,
+    open_source,
+    weights_fingerprint,
+)
 from train.evaluation.tokenizers import evaluate_tokenizer
 
 PROGRAM = "python -m train.evaluate"
@@ -96,7 +101,7 @@ def main() -> int:
     """Evaluates what the flags name."""
     _check_usage()
     world = int(os.environ.get("WORLD_SIZE", 1))
-    device = _device()
+    device = pick_device(FLAGS.device, FLAGS.threads)
     if world > 1:
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
     try:
@@ -135,8 +140,13 @@ def _check_usage() -> None:
         raise UsageError(f"--{foreign[0]} does not go with --images")
 
 
-def _device() -> torch.device:
-    name = FLAGS.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def pick_device(name: str | None, threads: int | None) -> torch.device:
+    """The device of `--device` and, on a CPU, the number of `--threads`, made ready.
+
+    Raises:
+      ValueError: it cannot be used.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
@@ -149,17 +159,18 @@ def _device() -> torch.device:
         torch.cuda.set_device(device)
     elif device.type == "cpu":
         # The same number whatever torchrun says: sums are split by threads, last bits depend on it.
-        torch.set_num_threads(FLAGS.threads or os.cpu_count() or 1)
+        torch.set_num_threads(threads or os.cpu_count() or 1)
     return device
 
 
 def _run(device: torch.device, workers: Workers) -> int:
+    cache = cache_folder(FLAGS.cache)
     if workers.rank == 0:
-        for folder in (FLAGS.output, _cache(), _parent(FLAGS.save_statistics)):
+        for folder in (FLAGS.output, cache, _parent(FLAGS.save_statistics)):
             if folder:
                 Path(folder).mkdir(parents=True, exist_ok=True)  # complains before the work
     how = {
-        "features": FLAGS.features, "inception_weights": FLAGS.inception_weights, "cache": _cache(),
+        "features": FLAGS.features, "inception_weights": FLAGS.inception_weights, "cache": cache,
         "device": device, "batch_size": FLAGS.batch_size, "progress": True, "workers": workers,
     }  # fmt: skip
     if FLAGS.images:
@@ -205,7 +216,7 @@ def _samples(device: torch.device) -> Source:
         FLAGS.seed,
         settings,
         _weights(),
-        _name(FLAGS.model),
+        short_name(FLAGS.model),
     )
     if FLAGS.compile:
         model.compile()
@@ -213,19 +224,7 @@ def _samples(device: torch.device) -> Source:
 
 
 def _weights() -> str:
-    """Hex SHA-256 over the weights of all networks named."""
-    digest = hashlib.sha256()
-    for name in filter(None, (FLAGS.model, FLAGS.tokenizer)):
-        if Path(name).is_file():
-            files = [Path(name)]
-        else:
-            folder = find_folder(name)
-            places = ("", "transformer", "tokenizer")
-            files = [folder / place / WEIGHTS_NAME for place in places]
-        for file in files:
-            if file.is_file():
-                digest.update(file_sha256(file).encode())
-    return digest.hexdigest()
+    return weights_fingerprint(*filter(None, (FLAGS.model, FLAGS.tokenizer)))
 
 
 def _save_statistics(context: Context, samples: Source | None) -> Reference:
@@ -250,13 +249,13 @@ def _evaluate_tokenizer(how: dict) -> report.Evaluation:
     lpips = LPIPS.from_flag(FLAGS.lpips_weights, device) if FLAGS.lpips_weights else None
     return evaluate_tokenizer(
         tokenizer, images, FLAGS.reference, metrics=_metrics(), lpips=lpips, image_size=size,
-        name=_name(FLAGS.tokenizer), weights=_weights(), **how,
+        name=short_name(FLAGS.tokenizer), weights=_weights(), **how,
     )  # fmt: skip
 
 
 def _finish(result: report.Evaluation, workers: Workers) -> int:
     if workers.rank == 0:
-        name = FLAGS.name or _name(FLAGS.samples or FLAGS.model or FLAGS.tokenizer)
+        name = FLAGS.name or short_name(FLAGS.samples or FLAGS.model or FLAGS.tokenizer)
         folder = Path(FLAGS.output)
         write_atomically(folder / "evaluation.json", result.to_json(name).encode())
         write_atomically(folder / "evaluation.md", result.to_markdown(name).encode())
@@ -264,14 +263,15 @@ def _finish(result: report.Evaluation, workers: Workers) -> int:
     return 0
 
 
-def _name(path: str) -> str:
+def short_name(path: str) -> str:
     """The last part of a path; a hub id whole."""
     return Path(path).absolute().name if Path(path).exists() else path
 
 
-def _cache() -> str | None:
-    if FLAGS.cache is not None:
-        return FLAGS.cache or None
+def cache_folder(given: str | None) -> str | None:
+    """Where features are remembered, from `--cache`; None for nowhere."""
+    if given is not None:
+        return given or None
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return str(Path(base) / "maskgit_pt" / "evaluation")
 

@@ -44,11 +44,21 @@ class Evaluation:
     def to_markdown(self, name: str = "", header: bool = True) -> str:
         """A row of a table whose last column is the whole protocol; by default with the table's head."""
         shown = [key for key in self.metrics if not key.endswith("_std")]
-        values = [_value(key, self.metrics) for key in shown]
-        titles = ["", *(_COLUMNS.get(key, key.replace("_", " ")) for key in shown), "protocol"]
+        values = [value_text(key, self.metrics) for key in shown]
+        titles = ["", *map(column_title, shown), "protocol"]
         row = [name, *values, protocol_text(self.protocol)]
         lines = [titles, ["---"] * len(titles), row] if header else [row]
-        return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+        return markdown(lines)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines of a Markdown table."""
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def column_title(metric: str) -> str:
+    """What a metric is called above a column."""
+    return _COLUMNS.get(metric, metric.replace("_", " "))
 
 
 def check_metrics(metrics: Sequence[str] | None, known: Sequence[str]) -> list[str]:
@@ -95,7 +105,8 @@ def _phrase(value: Any) -> str:
     return str(value)
 
 
-def _value(key: str, metrics: dict[str, float]) -> str:
+def value_text(key: str, metrics: dict[str, float]) -> str:
+    """A metric with its deviation, if it has one."""
     text = f"{metrics[key]:.4g}" if metrics[key] < 1000 else f"{metrics[key]:.1f}"
     deviation = metrics.get(f"{key}_std")
     return text if deviation is None else f"{text} ± {deviation:.2g}"

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 from maskgit_pt.libml.rng import sample_noise
+from maskgit_pt.pretrained import WEIGHTS_NAME, find_folder
 from maskgit_pt.sample_folder import read_settings
+from train.evaluation.features import file_sha256
 from train.evaluation.npz import Npz
 from train.image_base import Images, Names
 from train.image_folders import FolderImages, is_image
@@ -266,7 +268,7 @@ class ModelSource(Source):
             "seed": seed,
             "sampler": type(self.options.sampler).__name__,
             "settings": _jsonable(vars(self.options) | sampler),
-            "dtype": str(model.tokenizer.quantizer.codebook.dtype).removeprefix("torch."),
+            "dtype": str(model.tokenizer.get_codebook_funct().dtype).removeprefix("torch."),
             "weights": weights,
         }
 
@@ -302,6 +304,28 @@ def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> torch.T
         images, requirements=["C", "W"]
     )  # torch warns of arrays that cannot be written
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
+
+
+def weights_fingerprint(*models: str | os.PathLike) -> str:
+    """Hex SHA-256 over the weights of networks, each a folder, a file or a hub id.
+
+    Of folders that are not ours, all files count.
+    """
+    digest = hashlib.sha256()
+    for name in models:
+        for file in _weight_files(name):
+            digest.update(file_sha256(file).encode())
+    return digest.hexdigest()
+
+
+def _weight_files(name: str | os.PathLike) -> list[Path]:
+    if Path(name).is_file():
+        return [Path(name)]
+    folder = find_folder(name)
+    places = ("", "transformer", "tokenizer")
+    files = [folder / place / WEIGHTS_NAME for place in places]
+    files = [file for file in files if file.is_file()]
+    return files or sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def check_same_size(samples: Source, reference: Source) -> None:
