@@ -78,7 +78,7 @@ def resolve(settings: Settings) -> Settings:
     Raises:
       ValueError: an unknown setting or a value out of range.
     """
-    own = {field.name for field in dataclasses.fields(Decoding)} - {"sampler"}
+    own = {field.name for field in dataclasses.fields(Decoding)} - {"sampler", "start_step"}
     name = settings.get("sampler", "official")
     rest = {k: v for k, v in settings.items() if k not in own and k != "sampler"}
     sampler = samplers.create(name, **rest)

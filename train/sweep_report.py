@@ -14,6 +14,7 @@ from train.sweep_cells import CASE, Cell, describe, resolve, title
 from train.sweep_cells import value_text as setting_text
 
 OURS = "this model"
+_MOST_TICKS = 10  # one for each value; more would run into each other
 
 
 @dataclasses.dataclass
@@ -112,11 +113,11 @@ def to_markdown(sweep: Sweep) -> str:
         number = f" [{notes.index(row.source) + 1}]" if row.source else ""
         cells = [row.who + number]
         cells += [setting_text(row.labels[a]) if a in row.labels else "" for a in sweep.axes]
-        cells += [value_text(m, row.metrics) if m in row.metrics else "" for m in sweep.metrics]
+        cells += [_metric(row, name) for name in sweep.metrics]
         cells += ["" if row.images_per_second is None else f"{row.images_per_second:.3g}"]
         cells += [_settings(row)] if with_settings else []
         table.append(cells)
-    parts = [f"# {sweep.title[0].upper()}{sweep.title[1:]}", markdown(table).rstrip()]
+    parts = [f"# {_capital(sweep.title)}", markdown(table).rstrip()]
     parts += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
     if not sweep.comparable:
         parts.append(
@@ -183,8 +184,16 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {key: found[key] for key in one if key in found}
 
 
+def _metric(row: Row, name: str) -> str:
+    if name not in row.metrics:
+        return ""
+    if row.source:  # as it was published
+        return f"{row.metrics[name]:.2f}" if name == "fid" else f"{row.metrics[name]:g}"
+    return value_text(name, row.metrics)
+
+
 def _settings(row: Row) -> str:
-    hidden = ("seed", "start_step", *row.labels)
+    hidden = ("seed", *row.labels)
     return describe({k: v for k, v in row.settings.items() if k not in hidden})
 
 
@@ -213,6 +222,7 @@ def draw(sweep: Sweep, path: Path) -> None:
     for axis in axes[: len(metrics)]:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    handles = dict(sorted(handles.items(), key=lambda item: item[0].startswith("published")))
     if len(handles) > 1:
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)),
@@ -221,54 +231,78 @@ def draw(sweep: Sweep, path: Path) -> None:
     first = sweep.results[0]["protocol"]
     count, size = first["samples"]["count"], first["samples"]["size"]
     features = first["features"]["name"]
-    about = f"{count:,} samples a point, {size}, {features} features"
-    figure.suptitle(f"{sweep.title}\n{about}", fontsize="medium")
+    about = f"{count:,} samples a point, {size} px, features: {features}"
+    about += "" if sweep.comparable else " (not FID)"
+    figure.suptitle(f"{_capital(sweep.title)}\n{about}", fontsize="medium")
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120)
     write_atomically(path, data.getvalue())
 
 
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def _draw_panel(axis: Any, sweep: Sweep, metric: str) -> None:
-    along, *others = sweep.axes or {"": []}
+    along = next(iter(sweep.axes), "")
     values = sweep.axes.get(along, [""])
     numeric = all(type(value) in (int, float) for value in values)
     place = {value: value if numeric else i for i, value in enumerate(values)}
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows(sweep):
         if row.who == OURS:
-            name = describe({other: row.labels[other] for other in others}) or OURS
             point = (place[row.labels.get(along, "")], row.metrics[metric],
                      row.metrics.get(f"{metric}_std", 0.0))  # fmt: skip
-            lines.setdefault(name, []).append(point)
+            lines.setdefault(_line(sweep, row.labels), []).append(point)
+    colors = {name: f"C{i % 10}" for i, name in enumerate(lines)}
     for name, points in lines.items():
         x, y, deviation = zip(*sorted(points), strict=True)
-        style = "o-" if numeric else "o"
-        bars = deviation if any(deviation) else None
-        axis.errorbar(x, y, bars, fmt=style, label=name, markersize=4, linewidth=1.2, capsize=2)
-    _draw_published(axis, sweep, metric, along, place)
-    if not numeric:
+        axis.errorbar(
+            x, y, deviation if any(deviation) else None, fmt="o-" if numeric else "o", label=name,
+            color=colors[name], markersize=4, linewidth=1.2, capsize=2, zorder=3,
+        )  # fmt: skip
+    _draw_published(axis, sweep, metric, place, colors)
+    if numeric and len(values) <= _MOST_TICKS:
+        axis.set_xticks(values, [setting_text(value) for value in values])
+    elif numeric:
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 10_000 else f"{x:g}")
+    else:
         axis.set_xticks(range(len(values)), [setting_text(value) for value in values])
         axis.margins(x=0.15)
         if max(len(setting_text(value)) for value in values) > 8:
             axis.tick_params(axis="x", rotation=20)
-    axis.set_title(column_title(metric), fontsize="medium")
+    better = "lower" if metric.endswith(("fid", "distance")) else "higher"
+    axis.set_title(f"{column_title(metric)} ({better} is better)", fontsize="medium")
     axis.set_xlabel(title(along) if along != CASE else "")
     axis.grid(alpha=0.3)
 
 
 def _draw_published(
-    axis: Any, sweep: Sweep, metric: str, along: str, place: dict[Any, float]
+    axis: Any, sweep: Sweep, metric: str, place: dict[Any, float], colors: dict[str, str]
 ) -> None:
-    """Stars; a line across where the first axis is none of the published settings."""
-    for number, who in enumerate(dict.fromkeys(record.who for record, _ in sweep.published())):
-        color, label = f"C{7 - number % 5}", f"published: {who}"
-        for record, cell in sweep.published():
-            value = record.metrics.get(metric)
-            if record.who != who or value is None:
-                continue
-            if along in ("step", "model", "seed"):
-                axis.axhline(value, color=color, linestyle="--", linewidth=1, label=label)
-            else:
-                x = place[sweep.cells[cell].labels.get(along, "")]
-                axis.plot(x, value, "*", color=color, markersize=11, zorder=3, label=label,
-                          markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
+    """Stars; a line across where the first axis is none of the published settings.
+
+    Args:
+      place: value of the first axis -> place.
+      colors: of the lines by name; a star has its line's where there are several.
+    """
+    along = next(iter(sweep.axes), "")
+    names = list(dict.fromkeys(record.who for record, _ in sweep.published()))
+    for record, number in sweep.published():
+        if metric not in record.metrics:
+            continue
+        label, value = f"published: {record.who}", record.metrics[metric]
+        color = f"C{len(names) - names.index(record.who)}"
+        labels = sweep.cells[number].labels
+        if along in ("step", "model", "seed"):
+            axis.axhline(value, color=color, linestyle="--", linewidth=1, label=label)
+            continue
+        if len(colors) > 1:
+            color = colors[_line(sweep, labels)]
+        axis.plot(place[labels.get(along, "")], value, "*", color=color, markersize=11, label=label,
+                  alpha=0.7, zorder=2, markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
+
+
+def _line(sweep: Sweep, labels: dict[str, Any]) -> str:
+    """The name of the line that a cell is on."""
+    return describe({name: labels[name] for name in list(sweep.axes)[1:]}) or OURS
