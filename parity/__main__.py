@@ -59,7 +59,7 @@ def main() -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Not at the top: JAX takes seconds to import. This one first: it says which extra is missing.
     importlib.import_module("parity.jax_code")
-    from parity import subjects
+    from parity import plan_training, subjects
 
     started = time.perf_counter()
     if FLAGS.size != "tiny" and _files():
@@ -71,7 +71,8 @@ def main() -> int:
     code, stages = _code()
     with subjects.make_folder() as folder:
         models = _subjects(code, Path(folder))
-        results, pictures, curves = _run(code, stages, models, picture_path, options)
+        tokenizer = plan_training.TokenizerTraining(code, Path(folder) / "images")
+        results, pictures, curves = _run(stages, models, tokenizer, picture_path, options)
     seconds = time.perf_counter() - started
     return _conclude(results, pictures, curves, code, models, options, seconds)
 
@@ -102,10 +103,10 @@ def _subjects(code: Any, folder: Path) -> list[Any]:
 
 
 def _run(
-    code: Any, stages: list[Any], models: list[Any], image: Path | None, options: Any
+    stages: list[Any], models: list[Any], tokenizer: Any, image: Path | None, options: Any
 ) -> tuple[list[Any], list[Any], list[Any]]:
     """Runs all stages, printing a line after each; results, pictures and loss curves."""
-    from parity import plan, plan_training, subjects
+    from parity import plan, subjects
     from parity.stages import run_stages, summary_line
 
     results, plans = [], []
@@ -114,7 +115,6 @@ def _run(
         planned = plan.SubjectPlan(model, subjects.load_picture(image, size)[0], options)
         plans.append(planned)
         stages = stages + planned.stages()
-    tokenizer = plan_training.TokenizerTraining(code)
     stages = stages + tokenizer.stages()
     for result in run_stages(stages, _progress):
         _progress("")

@@ -1,6 +1,7 @@
 """Negative controls of training: faults in the trainer, each of which a comparison must notice.
 
-Chosen among what goes wrong in ports of optimizers and losses; in float64, where each of them is seen.
+Chosen among what goes wrong in ports of optimizers and losses. Each is held to the
+bounds of the sound trainer.
 """
 
 import contextlib
@@ -13,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit_pt.nets import maskgit_transformer
-from parity.checks_training import FLOAT64
+from parity import checks_training, training_tokenizer
+from parity.checks_training import FLOAT64, TOKENIZER32
 from parity.compare import Record, compare, control
 from parity.training_runs import Run
 from parity.training_transformer import Ours
-from train import masked_tokens, optimizers
+from train import autoencoding, masked_tokens, optimizers
 
 
 def transformer_faults(ours: Ours, theirs: Run) -> Iterator[Record]:
@@ -66,6 +68,34 @@ def transformer_faults(ours: Ours, theirs: Run) -> Iterator[Record]:
             yield control(_largest(shown_by, ours.run(), theirs), fault)
 
 
+def tokenizer_faults(
+    case: training_tokenizer.Case, keys: list[Any], theirs: Run
+) -> Iterator[Record]:
+    """Faults in the steps of tokenizer and discriminator.
+
+    Args:
+      case: a float32 setting with nearest codes and R1.
+      keys: of its noise.
+      theirs: its run in JAX.
+    """
+    faults: dict[str, Callable[[], Any]] = {
+        "Adam with PyTorch's betas (.9, .999) instead of (0, .99)": lambda: mock.patch.object(
+            optimizers, "make_adamw", _default_betas
+        ),
+        "R1 penalty without its gradient": lambda: mock.patch.object(
+            autoencoding.losses, "r1_gradient_penalty", _constant_penalty
+        ),
+        "discriminator shown what the updated tokenizer reconstructs": lambda: mock.patch.object(
+            training_tokenizer, "Task", _LateReconstructions
+        ),
+    }
+    for fault, make in faults.items():
+        with make():
+            ours = training_tokenizer.run_ours(case, keys)
+        records = checks_training.compare_runs(ours, theirs, TOKENIZER32)
+        yield control(max(records, key=lambda record: record.strain), fault)
+
+
 def _largest(what: str, ours: Run, theirs: Run) -> Record:
     """The comparison of that name with the largest difference."""
     if what == "loss":
@@ -107,6 +137,28 @@ def _coupled(model: nn.Module, config: Any) -> torch.optim.Optimizer:
         eps=config.epsilon,
         weight_decay=config.weight_decay,
     )
+
+
+def _default_betas(model: nn.Module, config: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), eps=config.epsilon)
+
+
+_R1 = autoencoding.losses.r1_gradient_penalty
+
+
+def _constant_penalty(*arguments: Any) -> tuple[Tensor, Tensor]:
+    logits, penalty = _R1(*arguments)
+    return logits, penalty.detach()
+
+
+class _LateReconstructions(training_tokenizer.Task):
+    """Runs the tokenizer again after its update."""
+
+    def update_tokenizer(self, images: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        metrics, _ = super().update_tokenizer(images, step)
+        with torch.no_grad():
+            quantized, _ = self.tokenizer.quantizer.forward(self.tokenizer.encoder(images))
+            return metrics, self.tokenizer.decode(quantized)
 
 
 class _EpsilonInside(torch.optim.Optimizer):

@@ -71,3 +71,8 @@ def average(average: Any, parameters: Any, step: Any, decay: float) -> Any:
         average,
         parameters,
     )
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """The length of all arrays as one vector; optax has it under different names."""
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree_util.tree_leaves(tree)))

@@ -1,6 +1,8 @@
 """What both sides of a training comparison share: the result of a run, and a process to run in."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,17 @@ class OneProcess:
     def sum(self, values: Tensor) -> Tensor:
         """The sum over processes."""
         return values
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: for networks this small, threads that wait for each other cost more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def arrays(model: nn.Module) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from maskgit_pt.libml.jax_random import Key
 from parity import optax_side, weights
 from parity.jax_code import JaxCode, jit
 from parity.models import nhwc
-from parity.training_runs import OneProcess, Run, arrays, curves, gradients
+from parity.training_runs import OneProcess, Run, arrays, curves, gradients, one_thread
 from train import perceptual
 from train.autoencoding import DISCRIMINATOR, TOKENIZER, Autoencoding, temperature
 from train.configs import tokenizer_defaults
@@ -49,7 +49,7 @@ def settings(images: Path, **changes: Any) -> ml_collections.ConfigDict:
     """
     config = tokenizer_defaults.get_config()
     config.update(
-        batch_size=4,
+        batch_size=2,
         num_train_steps=STEPS,
         image_size=8,
         precision="float32",  # no autocast: the weights' own precision
@@ -91,7 +91,7 @@ class _StandIn(nn.Module):
         return self.conv(x).tanh().mean((-2, -1))
 
 
-class _Task(Autoencoding):
+class Task(Autoencoding):
     """The task with JAX's noise in place of PyTorch's."""
 
     keys: list[Key]
@@ -137,6 +137,7 @@ class Case:
         return [batch["pixels"].numpy().astype(self.dtype) / 255 for batch in batches]
 
 
+@one_thread()
 def run_ours(case: Case, keys: list[Key]) -> Run:
     """The updates of `train.autoencoding` themselves.
 
@@ -144,7 +145,7 @@ def run_ours(case: Case, keys: list[Key]) -> Run:
       case: the setting.
       keys: of the Gumbel noise, one a step (see `Theirs.keys`).
     """
-    task = _Task(case.config, OneProcess())
+    task = Task(case.config, OneProcess())
     task.keys = keys
     state = task.start()
     dtype = torch.from_numpy(np.zeros(0, case.dtype)).dtype
@@ -306,7 +307,8 @@ class Theirs:
 
     def _adam(self, rate: float) -> optax.GradientTransformation:
         config = self.config.optimizer
-        return optax.adam(rate, b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+        adam = optax.adam(rate, b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+        return optax.flatten(adam)  # on one long vector: the same, and compiled in a moment
 
     def _arrays(self, trees: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
         return {

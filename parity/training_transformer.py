@@ -14,7 +14,7 @@ from convert import rules
 from parity import optax_side, weights
 from parity.jax_code import jit
 from parity.models import TransformerPair
-from parity.training_runs import OneProcess, Run, arrays, curves, gradients
+from parity.training_runs import OneProcess, Run, arrays, curves, gradients, one_thread
 from train.configs import defaults
 from train.masked_tokens import NAME, MaskedTokens
 from train.tokens import ShardWriter
@@ -91,6 +91,7 @@ class Ours:
         batches = MaskedTokens(self.config, OneProcess()).load(0, self.config.num_train_steps)
         return [{name: value.numpy() for name, value in batch.items()} for batch in batches]
 
+    @one_thread()
     def run(self) -> Run:
         """All steps."""
         task = MaskedTokens(self.config, OneProcess())
@@ -162,7 +163,7 @@ class Theirs:
             change, state = optimizer.update(gradient, state, variables)
             variables = optax.apply_updates(variables, change)
             average = optax_side.average(average, variables, step, config.polyak_decay)
-            return variables, average, state, optax.global_norm(gradient)
+            return variables, average, state, optax_side.global_norm(gradient)
 
         update = jit(update)
         variables = jax.tree_util.tree_map(jnp.asarray, self.pair.variables)

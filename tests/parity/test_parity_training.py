@@ -1,0 +1,138 @@
+"""Training of both stages against JAX and optax, and the curves of the report."""
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax", reason="needs the extra 'jax'")
+
+from parity import (  # noqa: E402
+    checks_training,
+    jax_code,
+    optax_side,
+    plan_training,
+    report_curves,
+    subjects,
+    training_transformer,
+)
+from parity.stages import describe, run_stages  # noqa: E402
+from parity.training_runs import Run  # noqa: E402
+from train import optimizers  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def code():
+    return jax_code.load_reference()
+
+
+@pytest.fixture(scope="module")
+def transformer(code, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transformer")
+    pair = subjects.seeded(code, "tiny", folder, lambda line: None).transformer
+    return plan_training.TransformerTraining("tiny", pair, folder / "shards")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(code, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return plan_training.TokenizerTraining(code, folder / "images")
+
+
+def check(records):
+    records = list(records)
+    assert records and all(r.passed for r in records), [r for r in records if not r.passed]
+    return {record.name: record for record in records}
+
+
+def test_twenty_steps_of_the_transformer(transformer):
+    results = list(run_stages(transformer.stages()))
+    for result in results:
+        assert result.passed, f"{result.title}: {describe(result)}"
+    single, double, other, faults = results
+    assert len(faults.records) == 8 and all(record.control for record in faults.records)
+    curve = next(r for r in single.records if r.name == "loss, every step")
+    assert curve.max_abs <= 1e-4
+    for result in (double, other):
+        weights = [r for r in result.records if r.name.startswith("transformer: weights, ")]
+        assert len(weights) == len(list(transformer.pair.ours.parameters()))
+        assert all(record.max_abs <= 1e-8 for record in weights)
+    assert [len(c.ours) for c in transformer.curves] == [training_transformer.STEPS] * 2
+    # The run trains: else equal weights would say little.
+    assert transformer.curves[0].ours[-1] < transformer.curves[0].ours[0] / 2
+
+
+def test_masks_and_dropped_labels_differ_between_steps(transformer):
+    batches = transformer._ours64.batches()
+    assert any((batch["labels"] == -1).any() for batch in batches)
+    assert len({batch["masked"].tobytes() for batch in batches}) == len(batches)
+
+
+def test_five_steps_of_tokenizer_and_discriminator(tokenizer):
+    records = check(tokenizer.float32())
+    gradients = [r for name, r in records.items() if ": gradient of " in name]
+    assert len(gradients) > 50 and all(record.max_abs <= 1e-5 for record in gradients)
+    assert sum(name.startswith("indices, step") for name in records) == 5
+    faults = list(tokenizer.faults())
+    assert len(faults) == 3 and all(record.passed and record.control for record in faults)
+
+
+def test_five_steps_with_gumbel_and_hinge_in_float64(tokenizer):
+    records = check(tokenizer.other64())
+    weights = [r for name, r in records.items() if ": weights, " in name]
+    assert len(weights) > 50 and all(record.max_abs <= 1e-8 for record in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["float64", "other32"])
+def test_five_steps_otherwise(tokenizer, name):
+    check(getattr(tokenizer, name)())
+
+
+@pytest.mark.parametrize("name", optimizers.SCHEDULES)
+def test_schedules_agree(name):
+    from train.configs import defaults
+
+    config = defaults.get_config().optimizer
+    config.update(lr=3e-4, warmup_steps=4, lr_schedule=name, lr_min=2e-5)
+    theirs = optax_side.schedule(config, 12)
+    for step in range(12):
+        expected = float(theirs(step))
+        assert optimizers.learning_rate(config, step, 12) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_flipped_index_is_named():
+    curves = {"loss": np.zeros(2)}
+    theirs = Run(curves, {}, {}, {}, {}, np.zeros((2, 1, 2, 2), np.int64))
+    ours = Run(curves, {}, {}, {}, {}, theirs.indices.copy(), gap=1e-9)
+    ours.indices[1, 0, 1, 0] = 3
+    records = list(checks_training.compare_runs(ours, theirs, checks_training.FLOAT64))
+    assert [r.name for r in records if not r.passed] == ["indices, step 1"]
+    assert "1 of 4 differ" in records[1].message and "1.0e-09" in records[1].message
+
+
+def test_strays_are_left_out_in_float32_alone_and_counted():
+    weights = np.random.default_rng(0).normal(size=250_000)
+    moved = weights.copy()
+    moved[[7, 9]] += 2e-4
+
+    def records(ours, bounds):
+        theirs = Run({}, {}, {"net": {"w": 0 * weights}}, {"net": {"w": weights}}, {})
+        mine = Run({}, {}, {}, {"net": {"w": ours}}, {})
+        return list(checks_training.compare_runs(mine, theirs, bounds))
+
+    (record,) = records(moved, checks_training.TOKENIZER32)
+    assert record.passed and "left out 3 of 250000, which differ by up to 2.0e-04" in record.message
+    moved[[1, 2]] += 2e-4
+    assert not records(moved, checks_training.TOKENIZER32)[0].passed
+    assert not records(moved, checks_training.FLOAT64)[0].passed
+
+
+def test_curves_as_a_picture():
+    theirs = np.linspace(5, 1, 20)
+    page = report_curves.section([report_curves.Curve("a <loss>", theirs + 2e-6, theirs)])
+    assert "a &lt;loss&gt;: largest difference 2.0e-06" in page and "a <loss>" not in page
+    assert page.count("<circle") == 21 and page.count("<rect") == 20  # one more in the legend
+    assert report_curves.section([]) == ""
+    constant = report_curves.section([report_curves.Curve("x", np.zeros(3), np.zeros(3))])
+    assert "nan" not in constant and constant.count("<circle") == 4
+    broken = np.array([1.0, np.nan, np.inf])
+    assert "nan" not in report_curves._svg(report_curves.Curve("x", broken, broken[::-1]), broken)
