@@ -69,22 +69,25 @@ def commands(folder: Path) -> list[list[str]]:
     """All steps, as arguments of python."""
     tokenizer, transformer = folder / "tokenizer_run", folder / "transformer_run"
     seed = f"--config.seed={FLAGS.seed}"
+    # Networks this small gain little from a second thread, and lose much where another program wants
+    # its core.
+    one = "--threads=1"
     return [
         ["-m", "train", f"--config={CONFIGS / 'digits_tokenizer.py'}", f"--output={tokenizer}",
-         f"--config.data.images={folder / 'images' / 'shifted'}", seed,
+         f"--config.data.images={folder / 'images' / 'shifted'}", one, seed,
          *(f"--config.{setting}" for setting in FLAGS.tokenizer_config)],
         ["-m", "train.export", f"{tokenizer}", f"--output={folder / 'tokenizer'}"],
         ["-m", "train.tokenize", f"--images={folder / 'images' / 'train'}", "--crops=1", "--crop=center",
          f"--image_size={SIDE}", f"--tokenizer={folder / 'tokenizer'}", f"--output={folder / 'tokens'}"],
         ["-m", "train", f"--config={CONFIGS / 'digits.py'}", f"--output={transformer}",
          f"--config.data.tokens={folder / 'tokens'}", f"--config.tokenizer={folder / 'tokenizer'}",
-         seed, *(f"--config.{setting}" for setting in FLAGS.config)],
+         one, seed, *(f"--config.{setting}" for setting in FLAGS.config)],
         ["-m", "train.export", f"{transformer}", f"--output={folder / 'transformer'}"],
         ["-m", "train.plot", f"{transformer}"],
         ["-m", "maskgit_pt.sample", f"--model={folder / 'transformer'}",
          f"--tokenizer={folder / 'tokenizer'}", f"--labels=0-{CLASSES - 1}",
-         f"--num_samples={FLAGS.num_samples}", "--steps=8", "--guidance=2", f"--seed={FLAGS.seed}",
-         f"--output={folder / 'samples'}"],
+         f"--num_samples={FLAGS.num_samples}", "--steps=8", "--guidance=1", f"--seed={FLAGS.seed}",
+         f"--output={folder / 'samples'}", one],
     ]  # fmt: skip
 
 
