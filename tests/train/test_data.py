@@ -43,7 +43,9 @@ def test_workers_change_nothing(tokens, workers):
 def test_an_epoch_shows_every_image_once_in_its_own_order():
     order = data.Order(90, 2, seed=0)
     share = data.Share(8)
-    images, crops, epochs = (np.concatenate(v) for v in zip(*(order.at(s, share) for s in range(45)), strict=True))
+    images, crops, epochs = (
+        np.concatenate(v) for v in zip(*(order.at(s, share) for s in range(45)), strict=True)
+    )
     for epoch in range(4):
         assert sorted(images[epochs == epoch]) == list(range(90))
     assert (images[:90] != images[90:180]).any()
@@ -70,7 +72,9 @@ def test_another_seed_is_another_order(tokens):
 
 
 def test_bad_settings(tokens):
-    with pytest.raises(ValueError, match="batch_size is 8; accepted: a multiple of the 3 processes"):
+    with pytest.raises(
+        ValueError, match="batch_size is 8; accepted: a multiple of the 3 processes"
+    ):
         data.Share(8, 0, 3)
     with pytest.raises(ValueError, match="holds tokens of 16 px; config.image_size is 256"):
         data.open_tokens(tiny_config(tokens, image_size=256))

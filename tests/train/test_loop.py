@@ -97,7 +97,9 @@ def test_a_damaged_checkpoint_is_named(tokens, tmp_path):
     run_here(tiny_config(tokens), tmp_path)
     (data,) = checkpoints.folder_of(tmp_path, 12).glob("*.distcp")
     data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(ValueError, match="step_000000012: cannot be restored .* remove this folder"):
+    with pytest.raises(
+        ValueError, match="step_000000012: cannot be restored .* remove this folder"
+    ):
         run_here(tiny_config(tokens, num_train_steps=20), tmp_path)
 
 
@@ -250,5 +252,7 @@ def test_dry_run(tokens, tmp_path):
 
 
 def test_metrics_survive_a_line_cut_off_by_a_kill(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo'
+    )
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]

@@ -78,7 +78,9 @@ def test_all_recipes_are_valid():
             masked_tokens.check(config)
         opening = path.read_text().split('"""')[1]
         for what in ("python -m train --config=", "Cost:", "Expected:"):
-            assert what in opening.replace("torchrun --nproc_per_node=8 -m train", "python -m train"), path
+            assert what in opening.replace(
+                "torchrun --nproc_per_node=8 -m train", "python -m train"
+            ), path
 
 
 def test_usage_error_is_raised_before_anything_else():
