@@ -195,7 +195,7 @@ class MaskedTokens:
                 shards.require(tokenizer=tokenizer_fingerprint(self.tokenizer))
         else:
             self.batches = data.open_images(config)
-            self.num_codes = self.tokenizer.config.vqvae.codebook_size
+            self.num_codes = len(self.tokenizer.get_codebook_funct())
             self.num_tokens = (config.image_size // self.tokenizer.downsampling) ** 2
         self.batches.hide(config, self.num_tokens)
         self.batches.share = data.Share(config.batch_size, processes.rank, processes.world_size)
@@ -303,13 +303,12 @@ class MaskedTokens:
         losses, corrects = zip(*results, strict=True)
         return torch.cat(losses), torch.cat(corrects)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _tokenize(self, pixels: Tensor) -> Tensor:
         """uint8 [b, 3, H, W] -> codes int64 [b, n]."""
         images = pixels.to(next(self.tokenizer.parameters()).dtype) / 255
-        return torch.cat(
-            [self.tokenizer.encode_to_indices(part).flatten(1) for part in images.split(64)]
-        ).clone()
+        parts = [self.tokenizer.encode_to_indices(part).flatten(1) for part in images.split(64)]
+        return torch.cat(parts)
 
     def _count(self, loss: Tensor, correct: Tensor, batch: dict, norm: Tensor) -> None:
         b = len(loss)
