@@ -6,7 +6,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -128,10 +130,10 @@ class Reporter:
         if self.processes.is_main:
             tqdm.write(message, file=sys.stderr)
 
-    def picture(self, path: Path, image, step: int) -> None:
-        """Saves a picture, and shows it in TensorBoard."""
-        import numpy as np
-
+    def picture(self, path: Path, image: Image.Image, step: int) -> None:
+        """Saves a picture, enlarged if it is tiny, and shows it in TensorBoard."""
+        zoom = max(1, 640 // max(image.size))
+        image = image.resize((zoom * image.width, zoom * image.height), Image.Resampling.NEAREST)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")
         image.save(temporary, format="png")
