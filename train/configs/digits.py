@@ -2,7 +2,7 @@
 
     python -m train --config=train/configs/digits.py --output=transformer --config.data.tokens=tokens
 
-Cost: two to three minutes on two CPU cores. Part of `python -m train.digits`.
+Cost: two to three minutes on a CPU core. Part of `python -m train.digits`.
 Expected: at least 95% of generated digits are recognised as the class that was asked for.
 """
 

@@ -3,7 +3,7 @@
     python -m train --config=train/configs/digits_tokenizer.py --output=RUN \\
         --config.data.images=images/shifted
 
-Cost: three to four minutes on two CPU cores. Part of `python -m train.digits`.
+Cost: three to four minutes on a CPU core. Part of `python -m train.digits`.
 Expected: PSNR of 22 dB or more on digits it has not seen, more than half of the codes in use.
 """
 
