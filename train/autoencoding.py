@@ -17,7 +17,7 @@ from maskgit_pt import utils
 from maskgit_pt.libml import losses, rng
 from maskgit_pt.nets.discriminator import Discriminator
 from maskgit_pt.nets.vqgan_tokenizer import QUANTIZERS, VQVAE
-from train import data, distributed, optimizers, perceptual, randomness, settings
+from train import data, distributed, evaluation, optimizers, perceptual, randomness, settings
 from train.configs import tokenizer_defaults
 from train.distributed import Processes
 from train.reports import Metrics
@@ -110,6 +110,7 @@ class Autoencoding:
         self.perceptual = perceptual.load(config, processes.device)
         self.batches = data.open_images(config)
         self.batches.share = data.Share(config.batch_size, processes.rank, processes.world_size)
+        self._workers: evaluation.Workers | None = None
 
     def describe(self) -> dict[str, object]:
         """What `--dry_run` prints."""
@@ -257,6 +258,30 @@ class Autoencoding:
             config.optimizer, step, config.num_train_steps, config.optimizer.g_lr
         )
 
+    def scores(self) -> dict[str, float]:
+        """Reconstruction of `eval_images` by the averaged weights; called by all processes together.
+
+        Raises:
+          FileNotFoundError, ValueError: see `train.evaluation.evaluate_tokenizer`.
+        """
+        config = self.config
+        if not config.eval_images:
+            return {}
+        if self._workers is None:
+            self._workers = evaluation.Workers()
+        metrics = ["psnr", "ssim", "codebook_usage", "perplexity"]
+        found = evaluation.evaluate_tokenizer(
+            self.average.model if self.average else self.tokenizer,
+            config.eval_images,
+            image_size=config.image_size,
+            metrics=metrics if config.eval_features == "off" else ["rfid", *metrics],
+            features=None if config.eval_features == "off" else config.eval_features,
+            inception_weights=config.inception_weights or None,
+            device=self.processes.device,
+            workers=self._workers,
+        )
+        return {f"eval_{name}": value for name, value in found.metrics.items()}
+
     def pictures(self) -> dict[str, Image.Image]:
         """Images over their reconstructions by the averaged weights; called by all processes."""
         weights = whole_weights(self.average.model if self.average else self.tokenizer)
@@ -280,6 +305,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     settings.check_choice(config, "vqvae.quantizer", tuple(QUANTIZERS))
     settings.check_choice(config, "vqgan.loss_type", ("non-saturating", "hinge"))
     settings.check_choice(config, "vqgan.gradient_penalty", ("r1", "none"))
+    settings.check_choice(config, "eval_features", ("inception", "pixels", "random", "off"))
     settings.check_choice(config, "optimizer.decay", optimizers.DECAYS)
     settings.check_choice(config, "optimizer.lr_schedule", optimizers.SCHEDULES)
     for name in ("batch_size", "num_train_steps", "log_every_steps", "checkpoint_every_steps",

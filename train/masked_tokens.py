@@ -331,6 +331,10 @@ class MaskedTokens:
         """Of this step, for the log."""
         return optimizers.learning_rate(self.config.optimizer, step, self.config.num_train_steps)
 
+    def scores(self) -> dict[str, float]:
+        """Nothing: `train.sweep --study=training` scores the checkpoints of a run."""
+        return {}
+
     def pictures(self) -> dict[str, Image.Image]:
         """Samples, and tokens filled in, by the averaged weights; called by all processes.
 

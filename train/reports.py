@@ -117,13 +117,23 @@ class Reporter:
             line["mfu"] = rate * self.work
         if self.processes.device.type == "cuda":
             line["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self._write_line(line)
+        self._bar.set_postfix_str(_short(line), refresh=False)
+
+    def scores(self, step: int, scores: dict[str, float]) -> None:
+        """Writes a line of its own with scores of this step; nothing if there are none."""
+        if self.processes.is_main and scores:
+            self._write_line({"step": step} | scores)
+            told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self.write(f"step {step}: {told}")
+
+    def _write_line(self, line: dict[str, float]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in line.items():
                 if name != "step":
-                    self._board.add_scalar(name, value, step)
-        self._bar.set_postfix_str(_short(line), refresh=False)
+                    self._board.add_scalar(name, value, line["step"])
 
     def write(self, message: str) -> None:
         """Prints a line without disturbing the bar."""

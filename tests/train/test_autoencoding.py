@@ -91,6 +91,15 @@ def test_reconstruction_gets_better(images, tmp_path):
     assert "discriminator_loss" not in curve(tmp_path)[0]
 
 
+def test_scores_on_images_that_are_not_trained_on(images, tmp_path, small_discriminator):
+    config = config_of(images, eval_images=str(images), eval_features="pixels", eval_every_steps=3)
+    run_here(config, tmp_path)
+    scored = [line for line in curve(tmp_path) if "eval_psnr" in line]
+    assert [line["step"] for line in scored] == [3, 6]
+    assert 0 < scored[-1]["eval_psnr"] < 60 and 0 < scored[-1]["eval_codebook_usage"] <= 1
+    assert any("rfid" in name.lower() or "frechet" in name.lower() for name in scored[-1])
+
+
 def test_export(images, tmp_path, small_discriminator):
     state = run_here(config_of(images), tmp_path / "run")
     assert list(text_of(tmp_path / "run" / "networks.json")) == ["tokenizer"]

@@ -54,7 +54,12 @@ def get_config() -> ml_collections.ConfigDict:
             "log_every_steps": 100,
             "checkpoint_every_steps": 5000,
             "keep_checkpoints": 3,
-            "eval_every_steps": 10_000,  # reconstructions; 0: none
+            "eval_every_steps": 10_000,  # reconstructions and, with eval_images, scores; 0: none
             "eval_show_num": 8,
+            # Images that are not trained on: PSNR, SSIM, codebook usage, and rFID as `train.evaluate`.
+            "eval_images": "",
+            # Of rFID; "pixels" and "random" need no weights and are no FID; "off": none.
+            "eval_features": "inception",
+            "inception_weights": "",  # torch-fidelity's file; default: downloaded
         }
     )
