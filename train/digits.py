@@ -74,7 +74,8 @@ def commands(folder: Path) -> list[list[str]]:
     one = "--threads=1"
     return [
         ["-m", "train", f"--config={CONFIGS / 'digits_tokenizer.py'}", f"--output={tokenizer}",
-         f"--config.data.images={folder / 'images' / 'shifted'}", one, seed,
+         f"--config.data.images={folder / 'images' / 'shifted'}", "--config.eval_features=off",
+         f"--config.eval_images={folder / 'images' / 'test'}", one, seed,
          *(f"--config.{setting}" for setting in FLAGS.tokenizer_config)],
         ["-m", "train.export", f"{tokenizer}", f"--output={folder / 'tokenizer'}"],
         ["-m", "train.tokenize", f"--images={folder / 'images' / 'train'}", "--crops=1", "--crop=center",

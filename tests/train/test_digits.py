@@ -26,9 +26,9 @@ def run(folder, *arguments, timeout):
 
 def test_all_steps_in_short(tmp_path):
     """A few steps of everything: the commands fit together; nothing is learned."""
-    short = ("--tokenizer_config=num_train_steps=3,eval_every_steps=0,data.num_workers=0",
-             "--config=num_train_steps=3,eval_every_steps=0,data.num_workers=0", "--num_samples=20")  # fmt: skip
-    report = run(tmp_path, *short, timeout=300)
+    short = "num_train_steps=3,eval_every_steps=3,eval_show_num=2,data.num_workers=0"
+    flags = (f"--tokenizer_config={short}", f"--config={short}", "--num_samples=20")
+    report = run(tmp_path, *flags, timeout=300)
     assert report["classifier_accuracy_on_held_out_digits"] >= 0.97
     assert report["generated_digits"] == 20
     assert report["recognised_as_asked"] < 0.9  # the score can tell
