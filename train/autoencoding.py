@@ -269,7 +269,9 @@ class Autoencoding:
             return {}
         if self._workers is None:
             self._workers = evaluation.Workers()
-        metrics = ["psnr", "ssim", "codebook_usage", "perplexity"]
+        metrics = ["psnr", "codebook_usage", "perplexity"]
+        if config.image_size >= 11:  # SSIM's window
+            metrics.append("ssim")
         found = evaluation.evaluate_tokenizer(
             self.average.model if self.average else self.tokenizer,
             config.eval_images,
