@@ -1,6 +1,5 @@
 """Command line: `python -m maskgit_pt.sample`, pictures of ImageNet classes, and edited pictures."""
 
-import datetime
 import functools
 import hashlib
 import os
@@ -12,7 +11,7 @@ import torch
 from absl import flags
 from torch import Tensor
 
-from maskgit_pt import command_line, imagenet, samplers
+from maskgit_pt import command_line, imagenet, launch, samplers
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.libml import jax_random
 from maskgit_pt.libml.rng import Rng, sample_noise
@@ -93,21 +92,12 @@ boolean("overwrite", False, "Replace samples made with other settings.")
 
 def main() -> int:
     """Generates what the flags ask for."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     _check_usage()
     device = _device()
-    if world > 1:
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
-    try:
-        return _generate(rank, world, device)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"--batch_size={FLAGS.batch_size}: {device} is out of memory; try a smaller one, or "
-            f"--dtype=bfloat16 ({str(error).splitlines()[0]})"
-        ) from None
-    finally:
-        if world > 1:
-            torch.distributed.destroy_process_group()
+    advice = "try a smaller one, or --dtype=bfloat16"
+    with launch.processes() as (rank, world):
+        with launch.out_of_memory(device, f"--batch_size={FLAGS.batch_size}", advice):
+            return _generate(rank, world, device)
 
 
 def _check_usage() -> None:
@@ -122,18 +112,8 @@ def _check_usage() -> None:
 
 
 def _device() -> torch.device:
-    name = FLAGS.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device={name} cannot be used here: {reason}") from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    elif device.type == "cpu":
+    device = launch.pick_device(FLAGS.device)
+    if device.type == "cpu":
         # The same number in every process, whatever torchrun says, and when a run is taken up again: sums
         # are split by threads, and their last bits depend on it.
         earlier = None if FLAGS.overwrite else read_settings(FLAGS.output).get("threads")

@@ -1,0 +1,63 @@
+"""What command lines that run on several devices share: the device, the processes of torchrun."""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+
+import torch
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device that `--device` names, made current; under torchrun "cuda" is this process's own.
+
+    Args:
+      name: as torch writes devices; None or "": CUDA where there is any, else the CPU.
+
+    Raises:
+      ValueError: it cannot be used here.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device={name} cannot be used here: {reason}") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[tuple[int, int]]:
+    """Joins the processes that torchrun started, if it did; gives this one's rank, and their number.
+
+    They talk on the CPU alone, and wait for each other as long as it takes.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+    try:
+        yield rank, world
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def out_of_memory(device: torch.device, setting: str, advice: str) -> Iterator[None]:
+    """Turns a lack of device memory into a ValueError of one line.
+
+    Args:
+      device: that may run out of it.
+      setting: what asked for so much, e.g. "--batch_size=64".
+      advice: what may help.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{setting}: {device} is out of memory; {advice} ({reason})") from None
