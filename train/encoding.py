@@ -5,9 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from maskgit_pt.nets.vqgan_tokenizer import VQVAE
+from torch import Tensor, nn
 
 
 class Encoder:
@@ -18,15 +16,15 @@ class Encoder:
     rounding there may depend on that size, and now and then a token with it.
 
     Args:
-      tokenizer: in evaluation mode, on its device and in its dtype.
+      tokenizer: one of `pipeline.TOKENIZERS`, in evaluation mode, on its device and in its dtype.
       batch_size: images in one call of the network, on a GPU.
       threads: images at a time on a CPU.
     """
 
-    def __init__(self, tokenizer: VQVAE, batch_size: int = 64, threads: int = 1):
+    def __init__(self, tokenizer: nn.Module, batch_size: int = 64, threads: int = 1):
         self.tokenizer, self.batch_size = tokenizer, batch_size
-        self.device = tokenizer.quantizer.codebook.device
-        self.dtype = tokenizer.quantizer.codebook.dtype
+        self.device = tokenizer.get_codebook_funct().device
+        self.dtype = tokenizer.get_codebook_funct().dtype
         self._one_by_one = self.device.type == "cpu"
         # Set inside the threads, the number of threads for one operation is theirs alone.
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from absl import flags
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from maskgit_pt import command_line
 from maskgit_pt.command_line import UsageError
-from maskgit_pt.nets.vqgan_tokenizer import VQVAE
+from maskgit_pt.pipeline import TOKENIZERS
 from maskgit_pt.pretrained import load_any
 from maskgit_pt.utils import visualize_images
 from train import images as images_lib
@@ -143,7 +144,7 @@ def _device() -> torch.device:
 def _tokenize(rank: int, world: int, device: torch.device) -> int:
     started = time.monotonic()
     images = images_lib.open_images(FLAGS.images, FLAGS.split, FLAGS.num_classes)
-    tokenizer = load_any(FLAGS.tokenizer, [VQVAE])
+    tokenizer = load_any(FLAGS.tokenizer, TOKENIZERS)
     settings = _settings(images, tokenizer)
     if rank == 0 and images.num_ignored:
         _say(
@@ -164,7 +165,7 @@ def _tokenize(rank: int, world: int, device: torch.device) -> int:
     return 0
 
 
-def _settings(images: images_lib.Images, tokenizer: VQVAE) -> dict[str, Any]:
+def _settings(images: images_lib.Images, tokenizer: nn.Module) -> dict[str, Any]:
     """All that the shards depend on: the arguments of `ShardWriter`."""
     patch, size = tokenizer.downsampling, FLAGS.image_size
     if size % patch:
@@ -176,7 +177,7 @@ def _settings(images: images_lib.Images, tokenizer: VQVAE) -> dict[str, Any]:
     return {
         "grid": (size // patch, size // patch),
         "crops": FLAGS.crops,
-        "codebook_size": tokenizer.config.vqvae.codebook_size,
+        "codebook_size": len(tokenizer.get_codebook_funct()),
         "class_names": images.class_names,
         "image_size": size,
         "tokenizer": tokenizer_fingerprint(tokenizer),

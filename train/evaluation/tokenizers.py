@@ -70,7 +70,7 @@ def evaluate_tokenizer(
         )  # fmt: skip
     rebuild = _Rebuild(tokenizer, [m for m in PER_IMAGE if m in wanted], lpips, context.extractor)
     found = rebuild.all(images, context, weights)
-    codes = tokenizer.config.vqvae.codebook_size
+    codes = len(tokenizer.get_codebook_funct())
     values = context.workers.on_first(lambda: _compute(found, compared, wanted, codes))
     protocol: dict[str, Any] = {
         "tokenizer": {"name": name, "dtype": rebuild.dtype, "weights": weights},
@@ -90,7 +90,7 @@ class _Rebuild:
     def __init__(self, tokenizer: VQVAE, metrics: list[str], lpips, extractor):
         self.tokenizer, self.metrics, self.extractor = tokenizer, metrics, extractor
         self.functions = {"psnr": reconstruction.psnr, "ssim": reconstruction.ssim, "lpips": lpips}
-        self.dtype = str(tokenizer.quantizer.codebook.dtype).removeprefix("torch.")
+        self.dtype = str(tokenizer.get_codebook_funct().dtype).removeprefix("torch.")
         self.names = ["tokens", *metrics] + ["features"] * (extractor is not None)
 
     def all(self, images: Source, context: Context, weights: str | None) -> Arrays:
@@ -127,7 +127,7 @@ class _Rebuild:
 
     def _rebuild(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> tokens int64 [B, h, w], reconstructions uint8 [B, 3, H, W]."""
-        values = (images.float() / 255).to(self.tokenizer.quantizer.codebook.dtype)
+        values = (images.float() / 255).to(self.tokenizer.get_codebook_funct().dtype)
         tokens = self.tokenizer.encode_to_indices(values)
         decoded = self.tokenizer.decode_from_indices(tokens).float().clamp(0, 1)
         return tokens, decoded.mul(255).round().byte()
