@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import torch
 
 
-def pick_device(name: str | None) -> torch.device:
+def pick_device(name: str | None, threads: int | None = None) -> torch.device:
     """The device that `--device` names, made current; under torchrun "cuda" is this process's own.
 
     Args:
       name: as torch writes devices; None or "": CUDA where there is any, else the CPU.
+      threads: on a CPU, how many PyTorch uses; None: all cores, whatever torchrun says: sums are split
+        by threads, and their last bits depend on it.
 
     Raises:
       ValueError: it cannot be used here.
@@ -28,6 +30,8 @@ def pick_device(name: str | None) -> torch.device:
         raise ValueError(f"--device={name} cannot be used here: {reason}") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        torch.set_num_threads(threads or os.cpu_count() or 1)
     return device
 
 
@@ -48,7 +52,9 @@ def processes() -> Iterator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def out_of_memory(device: torch.device, setting: str, advice: str) -> Iterator[None]:
+def out_of_memory(
+    device: torch.device, setting: str, advice: str = "try a smaller one"
+) -> Iterator[None]:
     """Turns a lack of device memory into a ValueError of one line.
 
     Args:

@@ -112,13 +112,9 @@ def _check_usage() -> None:
 
 
 def _device() -> torch.device:
-    device = launch.pick_device(FLAGS.device)
-    if device.type == "cpu":
-        # The same number in every process, whatever torchrun says, and when a run is taken up again: sums
-        # are split by threads, and their last bits depend on it.
-        earlier = None if FLAGS.overwrite else read_settings(FLAGS.output).get("threads")
-        torch.set_num_threads(FLAGS.threads or earlier or os.cpu_count() or 1)
-    return device
+    # A run that is taken up again keeps its number of threads.
+    earlier = None if FLAGS.overwrite else read_settings(FLAGS.output).get("threads")
+    return launch.pick_device(FLAGS.device, FLAGS.threads or earlier)
 
 
 def _generate(rank: int, world: int, device: torch.device) -> int:

@@ -1,7 +1,6 @@
 """Command line: `python -m train.evaluate`, the published metrics of samples and of tokenizers."""
 
 import copy
-import datetime
 import functools
 import os
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from absl import flags
 
-from maskgit_pt import command_line, imagenet, sample
+from maskgit_pt import command_line, imagenet, launch, sample
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.pretrained import load_any, write_atomically
 from train.evaluation import METRICS, TOKENIZER_METRICS, Context, report
@@ -100,20 +99,9 @@ integer("batch_size", 50, "Images at a time, in each process.", lower_bound=1)
 def main() -> int:
     """Evaluates what the flags name."""
     _check_usage()
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(FLAGS.device, FLAGS.threads)
-    if world > 1:
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
-    try:
+    device = launch.pick_device(FLAGS.device, FLAGS.threads)
+    with launch.processes(), launch.out_of_memory(device, f"--batch_size={FLAGS.batch_size}"):
         return _run(device, Workers())
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"--batch_size={FLAGS.batch_size}: {device} is out of memory; try a smaller one "
-            f"({str(error).splitlines()[0]})"
-        ) from None
-    finally:
-        if world > 1:
-            torch.distributed.destroy_process_group()
 
 
 def _check_usage() -> None:
@@ -138,29 +126,6 @@ def _check_usage() -> None:
     foreign = [name for name in of_samples if FLAGS.images and FLAGS[name].present]
     if foreign:
         raise UsageError(f"--{foreign[0]} does not go with --images")
-
-
-def pick_device(name: str | None, threads: int | None) -> torch.device:
-    """The device of `--device` and, on a CPU, the number of `--threads`, made ready.
-
-    Raises:
-      ValueError: it cannot be used.
-    """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device={name} cannot be used here: {reason}") from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    elif device.type == "cpu":
-        # The same number whatever torchrun says: sums are split by threads, last bits depend on it.
-        torch.set_num_threads(threads or os.cpu_count() or 1)
-    return device
 
 
 def _run(device: torch.device, workers: Workers) -> int:

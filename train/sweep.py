@@ -2,9 +2,7 @@
 
 import copy
 import dataclasses
-import datetime
 import difflib
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from absl import flags
 
-from maskgit_pt import command_line, imagenet, sample
+from maskgit_pt import command_line, imagenet, launch, sample
 from maskgit_pt.command_line import UsageError
 from train import evaluate as evaluate_program
 from train.evaluation import Context, ModelSource, Workers, evaluate
@@ -91,20 +89,9 @@ def main() -> int:
     if FLAGS.list:
         return _list()
     study, grid = _check_usage()
-    device = evaluate_program.pick_device(FLAGS.device, FLAGS.threads)
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
-    try:
+    device = launch.pick_device(FLAGS.device, FLAGS.threads)
+    with launch.processes(), launch.out_of_memory(device, f"--batch_size={FLAGS.batch_size}"):
         return _Sweeping(study, grid, device, Workers()).run()
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"--batch_size={FLAGS.batch_size}: {device} is out of memory; try a smaller one "
-            f"({str(error).splitlines()[0]})"
-        ) from None
-    finally:
-        if world > 1:
-            torch.distributed.destroy_process_group()
 
 
 def _list() -> int:

@@ -1,7 +1,6 @@
 """Command line: `python -m train.tokenize`, images into token shards."""
 
 import collections
-import datetime
 import functools
 import io
 import os
@@ -17,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from maskgit_pt import command_line
+from maskgit_pt import command_line, launch
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.pipeline import TOKENIZERS
 from maskgit_pt.pretrained import load_any
@@ -89,20 +88,10 @@ def main() -> int:
     if FLAGS.verify is not None:
         return _verify()
     _check_usage()
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = _device()
-    if world > 1:
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
-    try:
-        return _tokenize(rank, world, device)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"--batch_size={_batch_size(device)}: {device} is out of memory; try a smaller one "
-            f"({str(error).splitlines()[0]})"
-        ) from None
-    finally:
-        if world > 1:
-            torch.distributed.destroy_process_group()
+    with launch.processes() as (rank, world):
+        with launch.out_of_memory(device, f"--batch_size={_batch_size(device)}"):
+            return _tokenize(rank, world, device)
 
 
 def _verify() -> int:
@@ -123,17 +112,8 @@ def _check_usage() -> None:
 
 
 def _device() -> torch.device:
-    name = FLAGS.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device={name} cannot be used here: {reason}") from None
+    device = launch.pick_device(FLAGS.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = FLAGS.dtype == "tfloat32"
         torch.backends.cuda.matmul.allow_tf32 = FLAGS.dtype == "tfloat32"
     elif FLAGS.dtype == "tfloat32":

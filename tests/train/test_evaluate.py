@@ -237,7 +237,7 @@ def test_cache_is_used_and_noticed(sets, tmp_path, monkeypatch):
 
 
 def test_torchrun(sets, tmp_path):
-    """Three processes give the bytes of one."""
+    """Three processes give the numbers of one; NumPy's own threads may change a last digit."""
     args = ["--samples=samples.npz", "--reference=reference", "--features=random", "--threads=1"]
     args += ["--device=cpu", "--batch_size=8", "--cache="]
     assert call(*args, "--output=one") == 0
@@ -247,7 +247,9 @@ def test_torchrun(sets, tmp_path):
     command = [*launcher, "-m", "train.evaluate", *args, "--output=three"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert open("three/evaluation.json").read() == open("one/evaluation.json").read()
+    three, one = (json.load(open(f"{name}/evaluation.json")) for name in ("three", "one"))
+    assert three.pop("metrics") == pytest.approx(one.pop("metrics"), rel=1e-9)
+    assert three == one
     assert done.stdout.count("| samples.npz |") == 1
 
 

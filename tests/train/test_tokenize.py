@@ -284,6 +284,7 @@ def test_encoder():
     """It leaves the caller's threads alone; whole batches, as on a GPU, give the same."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
+    torch.manual_seed(0)
     encoder = Encoder(load_tiny("tokenizer"), batch_size=3, threads=2)
     images = torch.randint(0, 256, (7, 16, 16, 3), dtype=torch.uint8)
     tokens = encoder.start(images)()
@@ -294,7 +295,8 @@ def test_encoder():
     assert decoded.shape == (7, 3, 16, 16) and 0 <= decoded.min() <= decoded.max() <= 1
     encoder._one_by_one = False
     np.testing.assert_array_equal(encoder.start(images)(), tokens)
-    torch.testing.assert_close(encoder.decode(grids), decoded)
+    # Batches are summed in another order; the range is 1.
+    torch.testing.assert_close(encoder.decode(grids), decoded, rtol=0, atol=1e-4)
     assert encoder.start(images[:0])().shape == (0, 16)
     torch.set_num_threads(threads)
 
