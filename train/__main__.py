@@ -53,17 +53,20 @@ def main(values: flags.FlagValues) -> int:
         raise cl.UsageError("--config=RECIPE and --output=FOLDER are needed")
     if values.threads:
         torch.set_num_threads(values.threads)
-    processes = Processes(values.device)
-    try:
+    with Processes(values.device) as processes:
         if values.dry_run:
             _describe(values.config, processes)
             return 0
-        state = loop.train(values.config, Path(values.output), processes)
-        return 0 if state.step >= values.config.num_train_steps else 143  # as after SIGTERM
-    except FloatingPointError as error:
-        raise ValueError(str(error)) from None
-    finally:
-        processes.close()
+        try:
+            state = loop.train(values.config, Path(values.output), processes)
+        except FloatingPointError as error:
+            raise ValueError(str(error)) from None
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{processes.device} is out of memory; try a larger --config.accumulation_steps or a smaller "
+                f"--config.batch_size ({str(error).splitlines()[0]})"
+            ) from None
+    return 0 if state.step >= values.config.num_train_steps else 143  # as after SIGTERM
 
 
 def _describe(config: object, processes: Processes) -> None:

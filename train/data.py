@@ -8,6 +8,7 @@ reading it from shards is one vectorised call, and workers change nothing but th
 
 import dataclasses
 import functools
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -239,9 +240,15 @@ def load(
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_ignore_interrupt,
         # Workers start from a clean process: the training process has threads and a GPU context.
         multiprocessing_context="forkserver" if num_workers else None,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")
         yield from loader
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training process decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

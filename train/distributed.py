@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -89,6 +90,15 @@ class Processes:
     def close(self) -> None:
         """Ends the group."""
         dist.destroy_process_group()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        # After an error the others may be in the middle of a collective call, and leaving in order could
+        # wait for them; torchrun ends them.
+        if error is None or self.world_size == 1:
+            self.close()
 
 
 def parallelize(

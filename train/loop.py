@@ -61,7 +61,8 @@ def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) ->
       processes: this process and its peers.
 
     Returns:
-      The state at the end; earlier than num_train_steps after SIGTERM, which saves first.
+      The state at the end; earlier than num_train_steps after SIGTERM, which saves first. Ctrl-C saves, too;
+      a second one does not.
 
     Raises:
       ValueError, OSError: settings, data or checkpoints that do not fit; a checkpoint that could not be
@@ -85,7 +86,7 @@ def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) ->
     if resumed:
         reporter.write(f"going on from step {state.step}")
     guard = _FiniteGuard(processes.device)
-    stop = _Terminated()
+    stop = _Stop()
     try:
         for batch in task.load(state.step, last):
             step = state.step
@@ -110,6 +111,8 @@ def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) ->
                 processes.barrier()
             if stopping and done < last:
                 reporter.write(f"stopped at step {done}, saved; the same command goes on")
+                if stop.interrupted:
+                    raise KeyboardInterrupt
                 break
         checkpoints.finish()
     except FloatingPointError:
@@ -138,21 +141,24 @@ def _peak(config: ml_collections.ConfigDict, task: Task, processes: Processes) -
     return matrix_rate(processes.device, dtype)
 
 
-class _Terminated:
-    """Notes SIGTERM instead of dying of it, so that the loop can save."""
+class _Stop:
+    """Notes SIGTERM and the first Ctrl-C instead of dying of them, so that the loop can save."""
 
     def __init__(self):
-        self.asked = False
-        self._previous = None
+        self.asked, self.interrupted = False, False
+        self._previous = {}
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._ask)
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
+    def _ask(self, number: int, *_: object) -> None:
+        if self.interrupted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked, self.interrupted = True, number == signal.SIGINT
 
     def restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 class _FiniteGuard:

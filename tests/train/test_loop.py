@@ -185,13 +185,14 @@ def test_killed_twenty_times(tokens, tmp_path, processes):
     assert killed == whole
 
 
-def test_sigterm_saves(tokens, tmp_path):
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_save(tokens, tmp_path, number, code):
     arguments = ("--config.num_train_steps=100000", "--config.checkpoint_every_steps=100000")
     process = start(tmp_path, tokens, *arguments)
     wait_for_steps(tmp_path, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == code
     (step,) = checkpoints.steps(tmp_path)
     assert f"stopped at step {step}, saved" in error
 
