@@ -12,7 +12,7 @@ from maskgit_pt import pipeline
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.pretrained import load_any
-from train import data, distributed, optimizers, pictures, settings
+from train import data, distributed, networks, optimizers, pictures, settings
 from train.configs import defaults
 from train.distributed import Processes
 from train.reports import Metrics
@@ -21,7 +21,6 @@ from train.tokens import tokenizer_fingerprint
 
 NAME = "transformer"
 RATIO_BINS = 5  # the loss is also reported for mask ratios 0 to .2, .2 to .4, ...
-MODELS = ("maskgit_transformer", "besnier_transformer")
 
 
 class MaskedLoss(nn.Module):
@@ -76,102 +75,6 @@ class MaskedLoss(nn.Module):
         return (loss * weights).sum(-1) / weights.sum(-1), correct
 
 
-def make_model(
-    config: ml_collections.ConfigDict, num_codes: int, num_tokens: int
-) -> Transformer | BesnierTransformer:
-    """The untrained network of the settings.
-
-    Args:
-      config: of the run.
-      num_codes: K.
-      num_tokens: n.
-    """
-    sizes = config.transformer
-    if config.model == "besnier_transformer":
-        return BesnierTransformer(
-            num_codes=num_codes,
-            num_classes=config.num_class,
-            num_tokens=num_tokens,
-            hidden_size=sizes.num_embeds,
-            num_hidden_layers=sizes.num_layers,
-            num_attention_heads=sizes.num_heads,
-            intermediate_size=sizes.intermediate_size,
-            dropout=sizes.dropout_rate,
-        )
-    return Transformer(
-        vocab_size=num_codes + config.num_class + 1,
-        hidden_size=sizes.num_embeds,
-        num_hidden_layers=sizes.num_layers,
-        num_attention_heads=sizes.num_heads,
-        intermediate_size=sizes.intermediate_size,
-        hidden_dropout_prob=sizes.dropout_rate,
-        attention_probs_dropout_prob=sizes.dropout_rate,
-        max_position_embeddings=num_tokens + 1,
-        broadcast_dropout=sizes.broadcast_dropout,
-    )
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers of either network."""
-    return list(model.transformer["layers"] if hasattr(model, "transformer") else model.layers)
-
-
-def start_from(model: nn.Module, path: str) -> None:
-    """Copies trained weights into `model`, whose position embeddings may be more.
-
-    A table for fewer positions grows by bilinear interpolation over the image grid; the class's own
-    position is copied.
-
-    Raises:
-      ValueError: the weights are of another kind or size.
-    """
-    trained = load_any(path, [type(model)]).state_dict()
-    expected = model.state_dict()
-    for name, value in trained.items():
-        if name in expected and value.shape != expected[name].shape:
-            trained[name] = _grow(name, value, expected[name].shape, model, path)
-    try:
-        model.load_state_dict(trained)
-    except RuntimeError as error:
-        raise ValueError(f"config.init_from: {path} does not fit: {error}") from None
-
-
-def _grow(name: str, value: Tensor, shape: torch.Size, model: nn.Module, path: str) -> Tensor:
-    """Position embeddings or biases [positions, D] (or [1, positions, D]) for a larger grid."""
-    class_is_last = isinstance(model, BesnierTransformer)
-    positional = name in ("embed.position_embeddings.weight", "pos_emb", "bias")
-    rows, columns = value.shape[-2:] if value.ndim > 1 else (0, 0)
-    old, new = (
-        (round((n - 1) ** 0.5) for n in (rows, shape[-2] if len(shape) > 1 else 0))
-        if (positional)
-        else (0, 0)
-    )
-    if not positional or columns != shape[-1] or old**2 + 1 != rows or new**2 + 1 != shape[-2]:
-        raise ValueError(
-            f"config.init_from: {path} does not fit: {name} has shape {list(value.shape)}; accepted: "
-            f"{list(shape)}" + (", or a smaller square grid" if positional else "")
-        )
-    table = value.view(rows, columns)
-    label, grid = (table[-1:], table[:-1]) if class_is_last else (table[:1], table[1:])
-    grid = grid.T.reshape(1, columns, old, old)
-    grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=False)
-    grid = grid.reshape(columns, new * new).T
-    return torch.cat([grid, label] if class_is_last else [label, grid]).reshape(shape)
-
-
-def work_per_image(config: ml_collections.ConfigDict, num_codes: int, num_tokens: int) -> float:
-    """Floating-point operations of training on one image, a multiply-add counted as two.
-
-    Matrix products of the forward pass (dense layers, attention, the head over the codes), three times:
-    the backward pass has two for each. 278.7 GFLOP for the published network at 256 px.
-    """
-    sizes = config.transformer
-    N, D, wide = num_tokens + 1, sizes.num_embeds, sizes.intermediate_size
-    layer = 2 * N * (4 * D * D + 2 * D * wide) + 4 * N * N * D
-    outer = 2 * N * D * D * (3 if config.model == "besnier_transformer" else 1)
-    return 3.0 * (sizes.num_layers * layer + outer + 2 * N * D * num_codes)
-
-
 class MaskedTokens:
     """The task that the loop runs; see `train.loop`.
 
@@ -199,12 +102,12 @@ class MaskedTokens:
             self.num_tokens = (config.image_size // self.tokenizer.downsampling) ** 2
         self.batches.hide(config, self.num_tokens)
         self.batches.share = data.Share(config.batch_size, processes.rank, processes.world_size)
-        self.work_per_image = work_per_image(config, self.num_codes, self.num_tokens)
+        self.work_per_image = networks.work_per_image(config, self.num_codes, self.num_tokens)
 
     def describe(self) -> dict[str, object]:
         """What `--dry_run` prints."""
         with torch.device("meta"):
-            model = make_model(self.config, self.num_codes, self.num_tokens)
+            model = networks.make_model(self.config, self.num_codes, self.num_tokens)
         parameters = sum(p.numel() for p in model.parameters())
         images = self.batches.order.num_images
         return {
@@ -219,10 +122,10 @@ class MaskedTokens:
         """Makes networks, averages and optimizer, spread over the processes."""
         config, device = self.config, self.processes.device
         torch.manual_seed(config.seed)
-        model = make_model(config, self.num_codes, self.num_tokens)
+        model = networks.make_model(config, self.num_codes, self.num_tokens)
         if config.init_from:
-            start_from(model, config.init_from)
-        average = make_model(config, self.num_codes, self.num_tokens)
+            networks.start_from(model, config.init_from)
+        average = networks.make_model(config, self.num_codes, self.num_tokens)
         average.load_state_dict(model.state_dict())
         self._loss = self._spread(model.to(device))
         self.average = None
@@ -245,10 +148,12 @@ class MaskedTokens:
         if config.compile:
             # One block, compiled once for all layers: gradients leave the backward pass block by block
             # and are reduced while it goes on.
-            for block in blocks(model):
+            for block in networks.blocks(model):
                 block.compile(dynamic=False)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        return distributed.parallelize(loss, blocks(model), self.processes, config.parallel, dtype)
+        return distributed.parallelize(
+            loss, networks.blocks(model), self.processes, config.parallel, dtype
+        )
 
     def load(self, first_step: int, last_step: int) -> Iterator[dict[str, Tensor]]:
         """This process's batches of these steps."""
@@ -345,7 +250,7 @@ class MaskedTokens:
         weights = whole_weights(self.average.model if self.average else self.model)
         if not self.processes.is_main:
             return {}
-        model = make_model(self.config, self.num_codes, self.num_tokens)
+        model = networks.make_model(self.config, self.num_codes, self.num_tokens)
         model.load_state_dict(weights)
         maskgit = pipeline.MaskGIT(model.to(self.processes.device), self.tokenizer)
         batch = self.batches[0]
@@ -363,7 +268,7 @@ class MaskedTokens:
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses settings out of range; ValueError names the field."""
     settings.check_fields(config, defaults.get_config())
-    settings.check_choice(config, "model", MODELS)
+    settings.check_choice(config, "model", networks.MODELS)
     settings.check_choice(config, "precision", ("bfloat16", "float32"))
     settings.check_choice(config, "parallel", distributed.PARALLEL)
     settings.check_choice(config, "optimizer.decay", optimizers.DECAYS)

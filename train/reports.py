@@ -57,7 +57,7 @@ class Reporter:
       first_step: how many steps are done.
       num_steps: of the run.
       batch_size: images a step.
-      work_per_image: floating-point operations; see `masked_tokens.work_per_image`.
+      work_per_image: floating-point operations; see `networks.work_per_image`.
       peak: the machine's measured matrix rate, in operations a second and device; 0 if not known.
     """
 

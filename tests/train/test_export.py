@@ -5,7 +5,7 @@ from training import make_shards, one_process, run_here, tiny_config
 from convert import api
 from maskgit_pt import Transformer
 from maskgit_pt.pretrained import load_any
-from train import export, loop, masked_tokens, plot
+from train import export, loop, networks, plot
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def test_besnier_networks_train_too(tmp_path):
 def test_work_of_the_published_networks():
     from train.configs import official256, official512
 
-    small = masked_tokens.work_per_image(official256.get_config(), 1024, 256)
-    large = masked_tokens.work_per_image(official512.get_config(), 1024, 1024)
+    small = networks.work_per_image(official256.get_config(), 1024, 256)
+    large = networks.work_per_image(official512.get_config(), 1024, 1024)
     assert round(small / 1e9, 1) == 278.7 and round(large / 1e12, 2) == 1.29
 
 
@@ -121,7 +121,7 @@ def test_parameters_of_the_published_networks():
     from train.configs import besnier256, official256
 
     with torch.device("meta"):
-        official = masked_tokens.make_model(official256.get_config(), 1024, 256)
-        besnier = masked_tokens.make_model(besnier256.get_config(), 1024, 256)
+        official = networks.make_model(official256.get_config(), 1024, 256)
+        besnier = networks.make_model(besnier256.get_config(), 1024, 256)
     count = [sum(p.numel() for p in m.parameters()) for m in (official, besnier)]
     assert count == [172_457_193, 174_160_874]

@@ -84,7 +84,11 @@ def test_a_set_as_large_as_imagenet(tmp_path):
     folder = make_shards(tmp_path, 16, images=1_280_000, crops=2)
     start = time.perf_counter()
     result = subprocess.run(
-        [sys.executable, "-c", PROBE, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROBE, str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     print(result.stdout, f"{time.perf_counter() - start:.1f} s in all")
     found = dict(line.split() for line in result.stdout.splitlines())

@@ -1,0 +1,114 @@
+"""The networks of a run: built from its settings, started from trained weights, and the work they take."""
+
+import math
+
+import ml_collections
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskgit_pt.nets.besnier_transformer import BesnierTransformer
+from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.pretrained import load_any
+
+MODELS = ("maskgit_transformer", "besnier_transformer")
+# Parameters with a row for every position, in either network.
+_POSITIONAL = ("embed.position_embeddings.weight", "pos_emb", "bias")
+
+
+def make_model(
+    config: ml_collections.ConfigDict, num_codes: int, num_tokens: int
+) -> Transformer | BesnierTransformer:
+    """The untrained network of the settings.
+
+    Args:
+      config: of the run.
+      num_codes: K.
+      num_tokens: n.
+    """
+    sizes = config.transformer
+    if config.model == "besnier_transformer":
+        return BesnierTransformer(
+            num_codes=num_codes,
+            num_classes=config.num_class,
+            num_tokens=num_tokens,
+            hidden_size=sizes.num_embeds,
+            num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            intermediate_size=sizes.intermediate_size,
+            dropout=sizes.dropout_rate,
+        )
+    return Transformer(
+        vocab_size=num_codes + config.num_class + 1,
+        hidden_size=sizes.num_embeds,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=sizes.intermediate_size,
+        hidden_dropout_prob=sizes.dropout_rate,
+        attention_probs_dropout_prob=sizes.dropout_rate,
+        max_position_embeddings=num_tokens + 1,
+        broadcast_dropout=sizes.broadcast_dropout,
+    )
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of either network."""
+    return list(model.transformer["layers"] if hasattr(model, "transformer") else model.layers)
+
+
+def start_from(model: nn.Module, path: str) -> None:
+    """Copies trained weights into `model`, whose position embeddings may be more.
+
+    A table for fewer positions grows by bilinear interpolation over the image grid; the class's own
+    position is copied.
+
+    Raises:
+      ValueError: the weights are of another kind or size.
+    """
+    trained = load_any(path, [type(model)]).state_dict()
+    expected = model.state_dict()
+    for name, value in trained.items():
+        if name in expected and value.shape != expected[name].shape:
+            trained[name] = _grow(name, value, expected[name].shape, model, path)
+    try:
+        model.load_state_dict(trained)
+    except RuntimeError as error:
+        raise ValueError(f"config.init_from: {path} does not fit: {error}") from None
+
+
+def _grow(name: str, value: Tensor, shape: torch.Size, model: nn.Module, path: str) -> Tensor:
+    """A table [positions, D], or [1, positions, D], for a larger grid."""
+    old, new = _side(value.shape), _side(shape)
+    if name not in _POSITIONAL or value.shape[-1] != shape[-1] or not 0 < old < new:
+        larger = ", or a smaller square grid" if name in _POSITIONAL else ""
+        raise ValueError(
+            f"config.init_from: {path} does not fit: {name} has shape {list(value.shape)}; accepted: "
+            f"{list(shape)}{larger}"
+        )
+    table = value.view(-1, shape[-1])
+    class_is_last = isinstance(model, BesnierTransformer)
+    label, grid = (table[-1:], table[:-1]) if class_is_last else (table[:1], table[1:])
+    grid = grid.T.reshape(1, -1, old, old)  # [1, D, side, side]
+    grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=False)
+    grid = grid.flatten(2)[0].T  # [new * new, D]
+    return torch.cat([grid, label] if class_is_last else [label, grid]).reshape(shape)
+
+
+def _side(shape: torch.Size) -> int:
+    """Of the square grid behind a table with a row for each place and one for the class; 0: none."""
+    places = shape[-2] - 1 if len(shape) > 1 else 0
+    side = math.isqrt(max(places, 0))
+    return side if side**2 == places else 0
+
+
+def work_per_image(config: ml_collections.ConfigDict, num_codes: int, num_tokens: int) -> float:
+    """Floating-point operations of training on one image, a multiply-add counted as two.
+
+    Matrix products of the forward pass (dense layers, attention, the head over the codes), three times:
+    the backward pass has two for each. 278.7 GFLOP for the published network at 256 px.
+    """
+    sizes = config.transformer
+    N, D, wide = num_tokens + 1, sizes.num_embeds, sizes.intermediate_size
+    layer = 2 * N * (4 * D * D + 2 * D * wide) + 4 * N * N * D
+    outer = 2 * N * D * D * (3 if config.model == "besnier_transformer" else 1)
+    return 3.0 * (sizes.num_layers * layer + outer + 2 * N * D * num_codes)
