@@ -42,7 +42,11 @@ class Reconstruction(nn.Module):
         self, images: Tensor, tau: float, rng: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Images [B, 3, H, W] -> reconstructions, the quantizer's loss, encodings [B, h, w, K]."""
-        quantized, result = self.tokenizer.encode(images, tau, rng)
+        features = self.tokenizer.encoder(images)
+        # Distances to the codes are differences of large numbers: autocast would ruin them.
+        with torch.autocast(images.device.type, enabled=False):
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            quantized, result = self.tokenizer.quantizer(features, tau=tau, rng=rng)
         loss = torch.as_tensor(result["quantizer_loss"], device=images.device)
         return self.tokenizer.decode(quantized), loss, result["encodings"].detach()
 

@@ -110,6 +110,19 @@ def test_export(images, tmp_path, small_discriminator):
     assert checkpoints.steps(tmp_path / "run") == [2, 4, 6]
 
 
+def test_the_quantizer_computes_in_float32_under_autocast(images):
+    torch.manual_seed(0)
+    tokenizer = VQVAE(config_of(images)).train()
+    seen = []
+    tokenizer.quantizer.register_forward_hook(lambda _, inputs, output: seen.append((inputs, output)))
+    with torch.autocast("cpu", torch.bfloat16):
+        autoencoding.Reconstruction(tokenizer)(torch.rand(2, 3, 16, 16), 1.0, None)
+    ((features,), (_, result)) = seen[0]
+    assert features.dtype == torch.float32
+    exact = torch.cdist(features.double().flatten(2).mT, tokenizer.quantizer.codebook.double())
+    assert torch.equal(result["encoding_indices"].flatten(1), exact.argmin(-1))
+
+
 def test_temperature():
     config = tokenizer_defaults.get_config().tau_anneal
     taus = [autoencoding.temperature(config, step) for step in (0, 50_000, 100_000, 200_000)]
