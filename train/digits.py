@@ -23,7 +23,7 @@ from maskgit_pt.pretrained import write_atomically
 
 PROGRAM = "python -m train.digits"
 USAGE = """
-python -m train.digits --output=FOLDER
+python -m train.digits [--output=digits]
 
 Writes digits as images, trains a tokenizer and a transformer on them, generates 1,000 digits, and scores
 them: digits.png, report.json. Every step is one of the project's commands, printed as one would type it.
@@ -31,7 +31,7 @@ Interrupted, the same command goes on.
 """
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("output", None, "Folder for everything.", flag_values=FLAGS)
+flags.DEFINE_string("output", "digits", "Folder for everything.", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "Of the split, the training and the samples.", 0, flag_values=FLAGS)
 flags.DEFINE_list(
     "tokenizer_config", [], "Changed settings, e.g. num_train_steps=100,batch_size=32.", flag_values=FLAGS
@@ -48,8 +48,6 @@ SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
 
 def main() -> int:
     """Runs the program on parsed flags."""
-    if not FLAGS.output:
-        raise cl.UsageError("--output=FOLDER is needed")
     start = time.perf_counter()
     folder = Path(FLAGS.output)
     write_images(folder / "images", FLAGS.seed)

@@ -1,6 +1,7 @@
 """Settings of a run: a recipe, changed on the command line, checked, and kept with the run."""
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ def check_arguments(argv: Sequence[str]) -> None:
       UsageError: a field that the recipe does not have; with the nearest one that it has.
     """
     recipe = None
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*argv, ""]):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config":
             recipe = value if equals else following

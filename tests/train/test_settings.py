@@ -31,6 +31,7 @@ def test_wrong_type_and_missing_flags(capsys):
     assert program.cli([f"--config={RECIPE}", "--output=x", "--config.batch_size=many"]) == 2
     assert program.cli([f"--config={RECIPE}"]) == 2
     assert program.cli(["--output=x"]) == 2
+    assert program.cli([]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
