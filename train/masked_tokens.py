@@ -127,6 +127,7 @@ class MaskedTokens:
             networks.start_from(model, config.init_from)
         average = networks.make_model(config, self.num_codes, self.num_tokens)
         average.load_state_dict(model.state_dict())
+        self._check_sampling(average)
         self._loss = self._spread(model.to(device))
         self.average = None
         if config.polyak_decay > 0:
@@ -139,6 +140,16 @@ class MaskedTokens:
         self.metrics = Metrics(["loss", "accuracy", "grad_norm", *ratios], device)
         averages = {NAME: self.average.model} if self.average else {}
         return TrainState({NAME: model}, averages, {NAME: self.optimizer}, sums=self.metrics.sums)
+
+    def _check_sampling(self, model: nn.Module) -> None:
+        """Tries the settings of the pictures now rather than thousands of steps later."""
+        if self.tokenizer is None:
+            return
+        try:
+            maskgit = pipeline.MaskGIT(model, self.tokenizer)
+            maskgit.decoding(**self.config.sampling.to_dict())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config.sampling, config.tokenizer: {error}") from None
 
     def _spread(self, model: nn.Module) -> nn.Module:
         config = self.config

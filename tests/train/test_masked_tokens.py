@@ -34,6 +34,8 @@ def config_for_images(images, tmp_path, **changes):
     config = tiny_config("", num_train_steps=3, checkpoint_every_steps=3, batch_size=4, **changes)
     config.data.update(tokens="", images=str(images), crop="random+flip")
     config.update(tokenizer=str(tmp_path / "tokenizer"), image_size=32)
+    config.sampling.steps = 2
+    config.sampling.unlock()
     return config
 
 
@@ -71,7 +73,6 @@ def test_dropped_labels_are_the_mask_token(tokens):
 
 def test_tokenizing_while_training(images, tokenizer, tmp_path):
     config = config_for_images(images, tmp_path, eval_every_steps=3, eval_show_num=4)
-    config.sampling.steps = 2
     with one_process() as processes:
         task = loop.make_task(config, processes)
         item = task.batches[0]
@@ -127,6 +128,14 @@ def test_tokens_of_another_tokenizer_are_refused(tokenizer, tmp_path):
         loop.make_task(shards("same", tokenizer_fingerprint(tokenizer)), processes)
         with pytest.raises(ValueError, match="holds tokens with tokenizer 'other'"):
             loop.make_task(shards("other", "other"), processes)
+
+
+def test_sampling_settings_are_tried_at_the_start(images, tokenizer, tmp_path):
+    for name, value in (("sampler", "best"), ("steps", 5000), ("temprature", 1.0)):
+        config = config_for_images(images, tmp_path)
+        config.sampling[name] = value
+        with one_process() as processes, pytest.raises(ValueError, match="config.sampling.*"):
+            loop.make_task(config, processes).start()
 
 
 def test_unknown_task(tokens):
