@@ -76,11 +76,13 @@ def _describe(config: object, processes: Processes) -> None:
     for name, value in settings.flatten(config).items():
         print(f"{name} = {value!r}")
     print()
-    hours = config.num_train_steps * config.batch_size * task.work_per_image / 312e12 / 0.5 / 3600
-    about = task.describe() | {
-        "all steps": f"{config.num_train_steps * config.batch_size * task.work_per_image / 1e18:,.3g} EFLOP, "
-        f"{hours:,.3g} A100-hours at half of 312 TFLOP/s"
-    }
+    about = task.describe()
+    work = config.num_train_steps * config.batch_size * task.work_per_image
+    if work:  # not told for the tokenizer
+        hours = work / 312e12 / 0.5 / 3600
+        about |= {
+            "all steps": f"{work / 1e18:,.3g} EFLOP, {hours:,.4g} A100-hours at half of 312 TFLOP/s"
+        }
     for name, value in about.items():
         print(f"{name}: {value}")
 

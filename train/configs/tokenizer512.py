@@ -4,8 +4,8 @@
         --config.data.images=imagenet/train --config.perceptual_weights=resnet50.pth
 
 Cost: not measured. Four times the work an image of `tokenizer256.py`: 1,722 A100-hours for as many steps.
-Expected: no published figure is known. Google's own 512 px tokenizer is another file than the 256 px one,
-of the same network.
+Expected: Google's own 512 px tokenizer, another file than the 256 px one but of the same network, has a
+reconstruction FID of 1.97, as its README says; not repeated here.
 """
 
 import ml_collections
