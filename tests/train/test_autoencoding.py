@@ -114,7 +114,9 @@ def test_the_quantizer_computes_in_float32_under_autocast(images):
     torch.manual_seed(0)
     tokenizer = VQVAE(config_of(images)).train()
     seen = []
-    tokenizer.quantizer.register_forward_hook(lambda _, inputs, output: seen.append((inputs, output)))
+    tokenizer.quantizer.register_forward_hook(
+        lambda _, inputs, output: seen.append((inputs, output))
+    )
     with torch.autocast("cpu", torch.bfloat16):
         autoencoding.Reconstruction(tokenizer)(torch.rand(2, 3, 16, 16), 1.0, None)
     ((features,), (_, result)) = seen[0]
