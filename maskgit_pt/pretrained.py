@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -118,12 +118,7 @@ def load_any(
             if cls.model_type == found:
                 return cls.from_pretrained(folder, device=device, dtype=dtype)
     else:
-        readers = importlib.metadata.entry_points(group=READERS)
-        if not readers:
-            raise ValueError(
-                f"{path} is no folder of ours; reading it needs the project installed (pip install -e .)"
-            )
-        found, config, state = next(iter(readers)).load()(path)
+        found, config, state = _reader(path)(path)
         for cls in classes:
             if cls.model_type == found:
                 with without_values():
@@ -132,6 +127,19 @@ def load_any(
                 return model.to(device=device, dtype=dtype).eval()
     accepted = ", ".join(repr(cls.model_type) for cls in classes)
     raise ValueError(f"{path_or_hub_id}: model_type is {found!r}; accepted here: {accepted}")
+
+
+def _reader(path: Path) -> Callable[[Path], tuple[str, dict, dict[str, Tensor]]]:
+    """What reads files of other layouts: announced, or in a checkout that is not installed by its name."""
+    own = importlib.metadata.EntryPoint("convert", "convert.api:read_model", READERS)
+    reader = next(iter(importlib.metadata.entry_points(group=READERS)), own)
+    try:
+        return reader.load()
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path} is no folder of ours; reading it needs {reader.value}, which cannot be imported "
+            f"({error}); install the project (pip install -e .)"
+        ) from None
 
 
 def _is_foreign(folder: Path) -> bool:

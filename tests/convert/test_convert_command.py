@@ -96,7 +96,9 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
 def test_interrupted(miniature, tmp_path, sent):
     """The signal comes in the middle of writing, sent by the progress bar."""
     script = (
-        "import os, sys; from convert import __main__ as command\n"
+        "import os, signal, sys; from convert import __main__ as command\n"
+        # A shell starts background jobs with SIGINT ignored, and that is inherited.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"command.tqdm.update = lambda *_: os.kill(os.getpid(), {int(sent)})\n"
         "sys.exit(command.cli())"
     )
