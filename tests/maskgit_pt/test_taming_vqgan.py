@@ -12,6 +12,7 @@ from maskgit_pt.configs import taming_vqgan_config
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 
 PTH = GOLDEN / "besnier" / "tiny_maskgit.pth"
+FLOAT32 = 2e-5  # the order of additions, which threads and CPUs change, moves images by 5e-6
 
 
 @pytest.fixture
@@ -41,13 +42,17 @@ def test_recorded_vectors(vqgan, recorded, size):
         quantized, result = vqgan.encode(images)
         indices = vqgan.encode_to_indices(images)
         decoded = vqgan.decode_from_indices(indices)
-        assert_close(outer, recorded[size + "encoder_output"], 2e-6, "encoder")
-    assert_close(result["raw"], recorded[size + "before_quantizer"], 2e-6, "before the quantizer")
+        assert_close(outer, recorded[size + "encoder_output"], FLOAT32, "encoder")
+    assert_close(
+        result["raw"], recorded[size + "before_quantizer"], FLOAT32, "before the quantizer"
+    )
     assert np.array_equal(indices.flatten().numpy(), recorded[size + "indices"])
     assert torch.equal(indices, result["encoding_indices"])
     assert_close(quantized, recorded[size + "codebook_rows"], 0, "codes")
-    assert_close(2 * decoded - 1, recorded[size + "decoded_from_indices"], 4e-6, "image")
-    assert_close(2 * vqgan.decode(quantized) - 1, recorded[size + "decoded_from_quantized"], 4e-6)
+    assert_close(2 * decoded - 1, recorded[size + "decoded_from_indices"], FLOAT32, "image")
+    assert_close(
+        2 * vqgan.decode(quantized) - 1, recorded[size + "decoded_from_quantized"], FLOAT32
+    )
     assert torch.equal(vqgan(images), vqgan.decode(quantized))
     vqgan.train()
     loss = vqgan.encode(images)[1]["quantizer_loss"]
@@ -63,21 +68,18 @@ def test_images_of_the_recorded_sampling_runs(vqgan):
             code, image = torch.from_numpy(file["final_code"]).long(), file["image"]
         with torch.inference_mode():
             ours = 2 * vqgan.decode_from_indices(code.clamp(0, 31)) - 1
-        assert_close(ours, image, 1e-5, run.name)
+        assert_close(ours, image, FLOAT32, run.name)
 
 
-def test_float64(vqgan, recorded):
+@pytest.mark.parametrize("size", ["", "large_"])
+def test_float64(vqgan, recorded, size):
+    """Without rounding to speak of: what float32 leaves open is seen here."""
     model = vqgan.double()
-    images = in_unit_range(recorded["image"]).double()
-    arrays = {key: value for key, value in recorded.items() if key.endswith("float64_compute")}
-    assert arrays
+    images = (torch.from_numpy(recorded[size + "image"]).double() + 1) / 2
     with torch.inference_mode():
-        ours = {
-            "encoder_output_float64_compute": model.encoder(2 * images - 1),
-            "decoded_from_indices_float64_compute": 2 * model(images) - 1,
-        }
-    for key in arrays.keys() & ours.keys():
-        assert_close(ours[key], arrays[key], 1e-6, key)
+        features, decoded = model.encoder(2 * images - 1), 2 * model(images) - 1
+    assert_close(features, recorded[size + "encoder_output_float64_compute"], 1e-12)
+    assert_close(decoded, recorded[size + "decoded_from_indices_float64_compute"], 1e-12)
 
 
 def test_gradient_passes_straight_through(vqgan, recorded):

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recorded import GOLDEN
 
+import convert
+from convert import rules
 from maskgit_pt import command_line
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
-from train import evaluate, sweep, tokenize
+from train import evaluate, masking, sweep, tokenize
 from train.evaluation.sources import weights_fingerprint
+from train.masked_tokens import MaskedLoss
 from train.tokens import TokenShards
+
+RECORDED = GOLDEN / "besnier"
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +76,39 @@ def test_fingerprint_of_folders_that_are_not_ours(tmp_path):
         (tmp_path / "model.yaml").write_text("model:")
         found |= {weights_fingerprint(tmp_path), weights_fingerprint(tmp_path / "last.ckpt")}
     assert len(found) == 4
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(RECORDED / name) as file:
+        return dict(file)
+
+
+def test_recorded_loss_and_gradients():
+    """Over all tokens and with the mask among the classes, as their trainer has it; dropout off."""
+    kind, config, state = convert.load_checkpoint(RECORDED / "tiny_maskgit.pth", num_heads=4)
+    model = rules.build(kind, config)
+    model.load_state_dict(state)
+    inputs, expected = load("transformer_logits.npz"), load("transformer_training.npz")
+    code, mask, labels, drop = (
+        torch.from_numpy(inputs[name]) for name in ("code", "mask", "labels", "drop_label")
+    )
+    args = code.flatten(1), mask.flatten(1), torch.where(drop, -1, labels)
+    loss = MaskedLoss(model.eval(), 32, label_smoothing=0.1, all_tokens=True)(*args)[0].mean()
+    assert abs(loss.item() - expected["loss"]) < 1e-5
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        gradient = expected[f"grad:{name}"]
+        error = np.abs(parameter.grad.numpy() - gradient).max() / np.abs(gradient).max()
+        assert error < 1e-4, (name, error)
+    masked_only = MaskedLoss(model, 32, label_smoothing=0.1, all_tokens=False)(*args)[0]
+    assert abs(masked_only.nanmean().item() - expected["loss"]) > 1e-2
+
+
+@pytest.mark.parametrize("mode", ["linear", "square", "cosine", "arccos"])
+def test_recorded_masks(mode):
+    """Each token by its own coin; the official cosine is kept from 0 by 1e-6."""
+    recorded = load("mask_code.npz")
+    ratios = masking.mask_ratios(recorded["r"].astype(np.float64), 16, mode)
+    np.testing.assert_allclose(ratios, recorded[f"{mode}/value_to_mask"], atol=2e-6)
+    masked = recorded["uniform"] < ratios[:, None, None]
+    np.testing.assert_array_equal(masked, recorded[f"{mode}/mask"])
