@@ -1,8 +1,11 @@
 """What command lines that run on several devices share: the device, the processes of torchrun."""
 
 import contextlib
+import ctypes
 import datetime
 import os
+import signal
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -35,6 +38,16 @@ def pick_device(name: str | None, threads: int | None = None) -> torch.device:
     return device
 
 
+def end_with_torchrun() -> None:
+    """Lets this process die with the torchrun that started it, if one did, however that ends.
+
+    Killed with SIGKILL, torchrun leaves its processes behind: they would go on beside those of the next run.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def processes() -> Iterator[tuple[int, int]]:
     """Joins the processes that torchrun started, if it did; gives this one's rank, and their number.
@@ -42,6 +55,7 @@ def processes() -> Iterator[tuple[int, int]]:
     They talk on the CPU alone, and wait for each other as long as it takes.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    end_with_torchrun()
     if world > 1:
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
     try:

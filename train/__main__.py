@@ -41,7 +41,7 @@ def make_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_bool(
         "dry_run",
         False,
-        "Check everything, print settings, sizes and cost, and stop.",
+        "Check settings, data and networks, print sizes and cost, and stop.",
         flag_values=values,
     )
     return values
@@ -56,6 +56,8 @@ def main(values: flags.FlagValues) -> int:
     with Processes(values.device) as processes:
         if values.dry_run:
             _describe(values.config, processes)
+            if values.output:
+                settings.compare(values.config, Path(values.output))
             return 0
         try:
             state = loop.train(values.config, Path(values.output), processes)

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from maskgit_pt import launch
+
 PARALLEL = ("ddp", "fsdp")
 
 
@@ -35,6 +37,7 @@ class Processes:
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if kind not in ("cuda", "cpu"):
             raise ValueError(f"--device is {device!r}; accepted: cuda, cpu")
+        launch.end_with_torchrun()
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))

@@ -4,6 +4,7 @@ A task (`masked_tokens.MaskedTokens`) brings the networks, the batches and the s
 resuming, checkpoints, reports and a clean end.
 """
 
+import contextlib
 import json
 import signal
 import threading
@@ -20,6 +21,7 @@ from maskgit_pt.pretrained import write_atomically
 from train import export, randomness, settings
 from train.autoencoding import Autoencoding
 from train.checkpoints import Checkpoints
+from train.claim import claim
 from train.distributed import Processes
 from train.masked_tokens import MaskedTokens
 from train.reports import Metrics, Reporter, matrix_rate
@@ -70,8 +72,14 @@ def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) ->
       FloatingPointError: a loss or gradient that is not finite; nothing of that step was saved.
     """
     task = make_task(config, processes)
+    with claim(run) if processes.is_main else contextlib.nullcontext():
+        return _train(task, config, run, processes)
+
+
+def _train(
+    task: Task, config: ml_collections.ConfigDict, run: Path, processes: Processes
+) -> TrainState:
     if processes.is_main:
-        run.mkdir(parents=True, exist_ok=True)
         settings.keep(config, run)
     state = task.start()
     if processes.is_main:
@@ -183,7 +191,8 @@ class _FiniteGuard:
             if processes.is_main:
                 text = json.dumps({"step": step} | task.about_batch(step)) + "\n"
                 write_atomically(path, text.encode())
+        processes.barrier()  # torchrun ends all processes as soon as one fails
         raise FloatingPointError(
             f"the loss or its gradient is not finite {where}; nothing was saved since the last checkpoint, "
-            "the same command goes on from there"
+            "the same command goes on from there; if it fails again, settings or images are the cause"
         )

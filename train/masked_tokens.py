@@ -106,8 +106,11 @@ class MaskedTokens:
 
     def describe(self) -> dict[str, object]:
         """What `--dry_run` prints."""
-        with torch.device("meta"):
+        with torch.device("cpu" if self.config.init_from else "meta"):
             model = networks.make_model(self.config, self.num_codes, self.num_tokens)
+        if self.config.init_from:
+            networks.start_from(model, self.config.init_from)
+        self._check_sampling(model)
         parameters = sum(p.numel() for p in model.parameters())
         images = self.batches.order.num_images
         return {
@@ -196,7 +199,7 @@ class MaskedTokens:
         return loss.sum() + norm
 
     def backward(self, codes: Tensor, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds up the gradients of a batch, in `accumulation_steps` parts.
+        """Adds up the gradients of a batch, in at most `accumulation_steps` parts.
 
         Args:
           codes, masked, labels: see `MaskedLoss.forward`.
@@ -205,13 +208,13 @@ class MaskedTokens:
           loss and correct tokens of every sample, [B], detached.
         """
         parts = self.config.accumulation_steps
-        pieces = [value.chunk(parts) for value in (codes, masked, labels)]
+        pieces = list(zip(*(value.chunk(parts) for value in (codes, masked, labels)), strict=True))
         results = []
         autocast = torch.autocast(
             codes.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
         )
-        for number, piece in enumerate(zip(*pieces, strict=True)):
-            with distributed.without_gradient_sync(self._loss, number == parts - 1):
+        for number, piece in enumerate(pieces, 1):
+            with distributed.without_gradient_sync(self._loss, number == len(pieces)):
                 with autocast:
                     loss, correct = self._loss(*piece)
                 (loss.sum() / len(codes)).backward()

@@ -1,9 +1,11 @@
 """What a run tells while it goes on: metrics, progress line, curves."""
 
+import contextlib
 import json
+import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maskgit_pt.pretrained import write_atomically
+from train.board import Board
 from train.distributed import Processes
 
 METRICS_NAME = "metrics.jsonl"
@@ -59,6 +62,9 @@ class Reporter:
       batch_size: images a step.
       work_per_image: floating-point operations; see `networks.work_per_image`.
       peak: the machine's measured matrix rate, in operations a second and device; 0 if not known.
+
+    Raises:
+      OSError: a file cannot be written; so do the methods.
     """
 
     def __init__(
@@ -85,11 +91,11 @@ class Reporter:
             dynamic_ncols=True,
         )
         if processes.is_main:
-            path = run / METRICS_NAME
+            self._path = run / METRICS_NAME
             lines = [line for line in read_metrics(run) if line["step"] <= first_step]
             text = "".join(json.dumps(line) + "\n" for line in lines)
-            write_atomically(path, text.encode())
-            self._file = path.open("a", encoding="utf-8")
+            with _writing(self._path):
+                write_atomically(self._path, text.encode())
             self._board = _open_board(run, first_step)
 
     def advance(self) -> None:
@@ -115,8 +121,7 @@ class Reporter:
         )
         if self.work:
             line["mfu"] = rate * self.work
-        if self.processes.device.type == "cuda":
-            line["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        line["memory_gib"] = _peak_memory(self.processes.device) / 2**30
         self._write_line(line)
         self._bar.set_postfix_str(_short(line), refresh=False)
 
@@ -128,12 +133,12 @@ class Reporter:
             self.write(f"step {step}: {told}")
 
     def _write_line(self, line: dict[str, float]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with _writing(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         if self._board is not None:
-            for name, value in line.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, line["step"])
+            with _writing(self._board.path):
+                values = {name: value for name, value in line.items() if name != "step"}
+                self._board.scalars(values, line["step"])
 
     def write(self, message: str) -> None:
         """Prints a line without disturbing the bar."""
@@ -144,20 +149,18 @@ class Reporter:
         """Saves a picture, enlarged if it is tiny, and shows it in TensorBoard."""
         zoom = max(1, 640 // max(image.size))
         image = image.resize((zoom * image.width, zoom * image.height), Image.Resampling.NEAREST)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        image.save(temporary, format="png")
-        temporary.replace(path)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}")
+            image.save(temporary, format="png")
+            temporary.replace(path)
         if self._board is not None:
-            self._board.add_image(path.parent.name, np.asarray(image), step, dataformats="HWC")
+            with _writing(self._board.path):
+                self._board.image(path.parent.name, np.asarray(image), step)
 
     def close(self) -> None:
-        """Ends bar and files."""
+        """Ends the bar."""
         self._bar.close()
-        if self.processes.is_main:
-            self._file.close()
-            if self._board is not None:
-                self._board.close()
 
 
 def _short(line: dict[str, float]) -> str:
@@ -165,19 +168,38 @@ def _short(line: dict[str, float]) -> str:
     parts.append(f"{line['images_per_second']:.4g} img/s")
     if "mfu" in line:
         parts.append(f"MFU {line['mfu']:.0%}")
-    if "memory_gib" in line:
-        parts.append(f"{line['memory_gib']:.1f} GiB")
+    parts.append(f"{line['memory_gib']:.1f} GiB")
     return ", ".join(parts)
 
 
-def _open_board(run: Path, first_step: int):
-    """TensorBoard's writer, or None with a word about it where the package is missing."""
+def _open_board(run: Path, first_step: int) -> Board | None:
+    """TensorBoard's file, or None with a word about it where the package is missing."""
+    folder = run / "tensorboard"
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        with _writing(folder):
+            return Board(folder, first_step)
     except ImportError:
         print("tensorboard is not installed: curves go to metrics.jsonl alone", file=sys.stderr)
         return None
-    return SummaryWriter(run / "tensorboard", purge_step=first_step + 1)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says which file could not be written, and that no checkpoint is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written: {error.strerror or error}; checkpoints are kept, and the same "
+            "command goes on from the newest"
+        ) from None
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: on its GPU, or in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -203,19 +225,24 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) 
       device, dtype: of the matrices.
       seconds: how long to measure, after a warm-up.
     """
-    size = 8192 if device.type == "cuda" else 1024
+    size, calls = (8192, 4) if device.type == "cuda" else (1024, 1)
+    if device.type == "cpu":
+        _rate(device, dtype, 256, 1, 0.0)  # the first call prepares
+        if _rate(device, dtype, 256, 1, 0.0) * seconds < 2 * size**3:
+            size = 256  # a processor without instructions for this dtype
+    _rate(device, dtype, size, calls, seconds / 3)
+    return _rate(device, dtype, size, calls, seconds)
+
+
+def _rate(device: torch.device, dtype: torch.dtype, size: int, calls: int, seconds: float) -> float:
+    """Operations a second, over at least so many calls, and seconds."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     out = torch.empty_like(a)
-
-    def run(until: float) -> float:
-        start, calls = time.perf_counter(), 0
-        while time.perf_counter() - start < until:
-            for _ in range(4):
-                torch.mm(a, a, out=out)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            calls += 4
-        return calls / (time.perf_counter() - start)
-
-    run(seconds / 3)
-    return 2 * size**3 * run(seconds)
+    start, done = time.perf_counter(), 0
+    while done == 0 or time.perf_counter() - start < seconds:
+        for _ in range(calls):
+            torch.mm(a, a, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        done += calls
+    return 2 * size**3 * done / (time.perf_counter() - start)

@@ -130,22 +130,29 @@ def check_range(
         raise ValueError(f"config.{name} is {value}; accepted: {low:g} {upto}")
 
 
-def keep(config: ml_collections.ConfigDict, run: Path) -> None:
-    """Writes the settings into the run's folder, or compares them with those that are there.
+def compare(config: ml_collections.ConfigDict, run: Path) -> None:
+    """Compares the settings with those of the run's folder, if it has any.
 
     Raises:
       ValueError: a setting that decides the result differs.
     """
     path = run / FILE_NAME
-    if path.exists():
-        old, new = flatten(read(run)), flatten(json.loads(config.to_json()))
-        for name in sorted(old.keys() | new.keys()):
-            fixed = name not in MAY_CHANGE and name.split(".")[0] not in MAY_CHANGE
-            if fixed and old.get(name) != new.get(name):
-                raise ValueError(
-                    f"{path}: this run has {name} {old.get(name)!r}, now it is {new.get(name)!r}; "
-                    "continue with the same settings, or name another --output"
-                )
+    if not path.exists():
+        return
+    old, new = flatten(read(run)), flatten(json.loads(config.to_json()))
+    for name in sorted(old.keys() | new.keys()):
+        fixed = name not in MAY_CHANGE and name.split(".")[0] not in MAY_CHANGE
+        if fixed and old.get(name) != new.get(name):
+            raise ValueError(
+                f"{path}: this run has {name} {old.get(name)!r}, now it is {new.get(name)!r}; "
+                "continue with the same settings, or name another --output"
+            )
+
+
+def keep(config: ml_collections.ConfigDict, run: Path) -> None:
+    """Writes the settings into the run's folder, after `compare`."""
+    compare(config, run)
+    path = run / FILE_NAME
     write_atomically(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 

@@ -161,7 +161,10 @@ def kill_and_rerun(tokens, folder, kills, processes, seed):
         wait_for_steps(folder / "killed", process)
         time.sleep(moments.uniform(0, 0.3))
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            if processes > 1 and killed % 2 == 0:
+                process.kill()  # torchrun alone: its processes must not live on
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
             killed += 1
         else:  # it came to its end: begin anew
             assert process.returncode == 0

@@ -61,6 +61,30 @@ def test_the_loss_is_the_official_one(tokens):
     assert abs(plain - wanted) > 1e-5
 
 
+@pytest.mark.parametrize("parts, pieces", [(1, 1), (3, 3), (5, 4), (20, 8)])
+def test_the_last_part_of_a_batch_reduces_gradients(tokens, monkeypatch, parts, pieces):
+    """Also where the batch does not divide: else processes would drift apart."""
+    seen = []
+
+    def spy(module, last, original=masked_tokens.distributed.without_gradient_sync):
+        seen.append(last)
+        return original(module, last)
+
+    monkeypatch.setattr(masked_tokens.distributed, "without_gradient_sync", spy)
+    gradients = []
+    for accumulation_steps in (1, parts):
+        changes = {"accumulation_steps": accumulation_steps, "transformer.dropout_rate": 0.0}
+        with one_process() as processes:
+            task = masked_tokens.MaskedTokens(tiny_config(tokens, **changes), processes)
+            task.start()
+        item = task.batches[0]
+        seen.clear()
+        task.backward(item["codes"], item["masked"], item["labels"])
+        gradients.append([p.grad for p in task.model.parameters()])
+    assert seen == [False] * (pieces - 1) + [True]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
 def test_dropped_labels_are_the_mask_token(tokens):
     with one_process() as processes:
         task = masked_tokens.MaskedTokens(tiny_config(tokens), processes)
@@ -134,8 +158,11 @@ def test_sampling_settings_are_tried_at_the_start(images, tokenizer, tmp_path):
     for name, value in (("sampler", "best"), ("steps", 5000), ("temprature", 1.0)):
         config = config_for_images(images, tmp_path)
         config.sampling[name] = value
-        with one_process() as processes, pytest.raises(ValueError, match="config.sampling.*"):
-            loop.make_task(config, processes).start()
+        with one_process() as processes:
+            task = loop.make_task(config, processes)
+            for method in (task.start, task.describe):
+                with pytest.raises(ValueError, match="config.sampling.*"):
+                    method()
 
 
 def test_unknown_task(tokens):

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training import one_process
+
+from train import reports
+from train.board import Board
+
+accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+
+def read_board(folder):
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def test_tensorboard_reads_what_a_run_and_its_continuation_wrote(tmp_path):
+    first, picture = Board(tmp_path, 0), np.zeros((3, 4, 3), np.uint8)
+    for step in (1, 2, 3):
+        first.scalars({"loss": step, "rate": 10.0 * step}, step)
+    second = Board(tmp_path, 2)  # killed after its checkpoint of step 2
+    second.scalars({"loss": 7.0}, 3)
+    second.image("samples", picture, 3)
+    assert first.path != second.path
+    events = read_board(tmp_path)
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 7)]
+    assert [(e.step, e.value) for e in events.Scalars("rate")] == [(1, 10), (2, 20)]
+    (image,) = events.Images("samples")
+    assert (image.step, image.width, image.height) == (3, 4, 3)
+
+
+def make_reporter(run, processes):
+    return reports.Reporter(run, processes, 0, 10, 4, 1e9, 1e12)
+
+
+def test_a_line_of_metrics(tmp_path, capsys):
+    with one_process() as processes:
+        reporter = make_reporter(tmp_path, processes)
+        reporter.log(5, {"loss": 2.0, "accuracy": 0.5}, 1e-3)
+        reporter.picture(tmp_path / "pictures/samples/a.png", Image.new("RGB", (4, 4)), 5)
+        reporter.close()
+    (line,) = reports.read_metrics(tmp_path)
+    assert line["step"] == 5 and line["loss"] == 2.0 and line["mfu"] > 0
+    assert 0.01 < line["memory_gib"] < 100
+    assert "loss 2, accuracy 0.5, " in capsys.readouterr().err
+    assert read_board(tmp_path / "tensorboard").Images("samples")
+
+
+@pytest.mark.parametrize("full", ["metrics.jsonl", "tensorboard"])
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch, full):
+    def fail(self, *args, open=reports.Path.open, **kwargs):
+        if full in str(self):
+            raise OSError(28, "No space left on device")
+        return open(self, *args, **kwargs)
+
+    with one_process() as processes:
+        reporter = make_reporter(tmp_path, processes)
+        monkeypatch.setattr(reports.Path, "open", fail)
+        with pytest.raises(OSError, match=f"{full}.* cannot be written: No space left on device; "):
+            reporter.log(5, {"loss": 2.0}, 1e-3)
+        monkeypatch.undo()
+        reporter.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrix_rate(dtype):
+    assert 1e7 < reports.matrix_rate(torch.device("cpu"), dtype, 0.01) < 1e14
