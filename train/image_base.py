@@ -95,6 +95,10 @@ class Images:
             self._names.digest() + self.labels.astype("<i8").tobytes() + classes
         ).hexdigest()
 
+    def digest(self, index: int) -> bytes:
+        """A SHA-256 of an image's file."""
+        return hashlib.sha256(self._read_bytes(index)).digest()
+
     def _read_bytes(self, index: int) -> bytes:
         raise NotImplementedError
 

@@ -150,6 +150,16 @@ def test_half_precision_features():
         assert manifold_metrics(samples.to(dtype), reference.to(dtype)) == rounded
 
 
+def test_whole_numbers():
+    """Squares beyond float32's 24 bits stay apart."""
+    rng = np.random.default_rng(9)
+    samples, reference = (rng.integers(0, 5000, (n, 16)) for n in (300, 250))
+    found = manifold_metrics(samples, reference)
+    assert_same(found, independent(samples, reference, 3))
+    tensors = torch.from_numpy(samples).int(), torch.from_numpy(reference)
+    assert manifold_metrics(*tensors) == found
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("D", [1, 8, 200])
 def test_frechet_of_gaussians(seed, D):

@@ -19,6 +19,7 @@ from train.evaluation.sources import (
     ModelSource,
     check_same_size,
     open_source,
+    weights_fingerprint,
 )
 
 
@@ -87,6 +88,38 @@ def test_fingerprints_follow_the_content(images, tmp_path):
     source = ArraySource(images)
     subsets = [FirstImages(source, 5), FirstImages(source, 5, spread=True), FirstImages(source, 6)]
     assert len({source.fingerprint, *(subset.fingerprint for subset in subsets)}) == 4
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "png", "tar"])
+def test_fingerprints_notice_a_pixel_in_the_middle(suffix, tmp_path):
+    """Also of files that are large and keep their size."""
+    image = np.zeros((256, 256, 3), np.uint8)
+    found = set()
+    for value in (0, 1, 2):
+        image[128, 128] = value
+        kind = "bmp" if suffix == "tar" else suffix
+        path = tmp_path / f"0.{kind}"
+        Image.fromarray(image).save(path, compress_level=0)
+        if suffix == "tar":
+            (tmp_path / "0.cls").write_text("0")
+            with tarfile.open(tmp_path / "a.tar", "w") as tar:
+                tar.add(path, "0.bmp")
+                tar.add(tmp_path / "0.cls", "0.cls")
+            path = tmp_path / "a.tar"
+        found.add(open_source(path if suffix == "tar" else tmp_path).fingerprint)
+    assert len(found) == 3
+
+
+def test_fingerprints_of_networks(tmp_path):
+    load_tiny("transformer").save_pretrained(tmp_path)
+    first = weights_fingerprint(tmp_path)
+    assert weights_fingerprint(tmp_path) == first
+    config = tmp_path / "config.json"  # holds the number of heads, which the weights do not
+    config.write_text(config.read_text() + " ")
+    second = weights_fingerprint(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert len({first, second, weights_fingerprint(tmp_path)}) == 3
 
 
 def test_subsets(images):

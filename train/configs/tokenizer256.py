@@ -6,8 +6,7 @@
 Cost: not measured. 1,000,000 steps of 256 images; the tokenizer's part alone, 315 GFLOP an image forward
 and three times that with the backward pass, is 242 EFLOP: 431 A100-hours at half of the peak rate (312
 TFLOP/s).
-Expected: Google's own tokenizer has an rFID of 2.28 on ImageNet's validation images, as TiTok's authors
-report; not repeated here.
+Expected: Google's own tokenizer has a reconstruction FID of 2.28, as its README says; not repeated here.
 
 The authors published networks, losses and their weights, not the trainer; `train/autoencoding.py` says how
 the parts are put together. Use 16 GPUs or more, or a smaller batch.

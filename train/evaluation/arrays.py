@@ -13,7 +13,7 @@ def as_features(features: Features, name: str) -> np.ndarray:
     """Checks features and gives them as a NumPy array, without a copy where possible.
 
     Args:
-      features: [N, D]; float64 and float32 stay, float16, bfloat16 and whole numbers become float32.
+      features: [N, D]; float64 and float32 stay, float16 and bfloat16 become float32, whole numbers float64.
       name: for errors.
 
     Raises:
@@ -21,14 +21,15 @@ def as_features(features: Features, name: str) -> np.ndarray:
     """
     if isinstance(features, Tensor):
         features = features.detach().cpu()
-        features = (features if features.dtype.itemsize > 2 else features.float()).numpy()
+        half = features.dtype.is_floating_point and features.dtype.itemsize < 4
+        features = (features.float() if half else features).numpy()  # NumPy has no bfloat16
     features = np.asarray(features)
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
         raise ValueError(
             f"{name} have shape {list(features.shape)} and dtype {features.dtype}; accepted: numbers [N, D]"
         )
     if features.dtype not in (np.float32, np.float64):
-        features = features.astype(np.float32)
+        features = features.astype(np.float32 if features.dtype.kind == "f" else np.float64)
     for rows in _slices(len(features)):
         if not np.isfinite(features[rows]).all():
             raise ValueError(f"{name} hold infinite numbers or NaN; accepted: finite numbers")

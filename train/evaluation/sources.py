@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from maskgit_pt.libml.rng import sample_noise
-from maskgit_pt.pretrained import WEIGHTS_NAME, find_folder
+from maskgit_pt.pretrained import CONFIG_NAME, WEIGHTS_NAME, find_folder
 from maskgit_pt.sample_folder import read_settings
 from train.evaluation.features import file_sha256
 from train.evaluation.npz import Npz
@@ -24,8 +25,8 @@ from train.image_base import Images, Names
 from train.image_folders import FolderImages, is_image
 from train.images import crop, describe_crop, open_images
 
+_AT_ONCE = 1024  # files handed to the reading threads
 _SAMPLE_NAME = re.compile(r"class\d{4,}_(\d{6,})\.png")  # as maskgit_pt.sample writes them
-_ENDS = 2**15  # bytes of each end of a file that go into its fingerprint
 
 
 class Source:
@@ -175,14 +176,14 @@ class CollectionSource(Source):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of names, sizes and both ends of all files; the end of a PNG holds a checksum of its pixels."""
+        """Of all names and the whole content of all files, which takes as long as reading them does."""
         digest = hashlib.sha256(self.images.fingerprint().encode())
-        if isinstance(self.images, FolderImages):
-            paths = [os.path.join(self.path, self.images.name(i)) for i in range(len(self))]
-        else:
-            paths = self.images.paths
-        for part in self._threads.map(_ends, paths, chunksize=64):
-            digest.update(part)
+        # A bar of large sets only, and on a terminal.
+        with tqdm(total=len(self), desc="fingerprint", unit="img", disable=None, delay=5) as bar:
+            for start in range(0, len(self), _AT_ONCE):
+                indices = range(start, min(start + _AT_ONCE, len(self)))
+                digest.update(b"".join(self._threads.map(self.images.digest, indices)))
+                bar.update(len(indices))
         return digest.hexdigest() + f" {self.image_size}"
 
 
@@ -307,9 +308,9 @@ def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> torch.T
 
 
 def weights_fingerprint(*models: str | os.PathLike) -> str:
-    """Hex SHA-256 over the weights of networks, each a folder, a file or a hub id.
+    """Hex SHA-256 over the files of networks, each a folder, a file or a hub id.
 
-    Of folders that are not ours, all files count.
+    Of our folders weights and settings count (weights do not hold the number of heads), of others all files.
     """
     digest = hashlib.sha256()
     for name in models:
@@ -323,9 +324,11 @@ def _weight_files(name: str | os.PathLike) -> list[Path]:
         return [Path(name)]
     folder = find_folder(name)
     places = ("", "transformer", "tokenizer")
-    files = [folder / place / WEIGHTS_NAME for place in places]
+    files = [folder / place / name for place in places for name in (WEIGHTS_NAME, CONFIG_NAME)]
     files = [file for file in files if file.is_file()]
-    return files or sorted(path for path in folder.rglob("*") if path.is_file())
+    if any(file.name == WEIGHTS_NAME for file in files):
+        return files
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def check_same_size(samples: Source, reference: Source) -> None:
@@ -372,17 +375,6 @@ def _generated(path: Path) -> dict[str, Any]:
         "settings": _jsonable({n: v for n, v in settings.items() if n not in apart}),
         "weights": [settings.get("model"), settings.get("tokenizer")],
     }
-
-
-def _ends(path: str) -> bytes:
-    size = os.stat(path).st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        digest.update(file.read(_ENDS))
-        if size > _ENDS:
-            file.seek(max(_ENDS, size - _ENDS))
-            digest.update(file.read())
-    return digest.digest()
 
 
 def _describe(name: str, source: Source, form: str) -> dict[str, Any]:
