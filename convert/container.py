@@ -1,5 +1,6 @@
 """A foreign file opened, before anybody knows whose names its tensors have."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ from convert.rules import abbreviate
 from convert.torch_file import Storage, StoredTensor
 
 _MAX_CANDIDATES = 16
-_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, of torch.compile
+# What DistributedDataParallel, torch.compile and Lightning modules put before every name.
+_PREFIX = re.compile(r"((module|_orig_mod|model)\.)+")
 _MAX_VALUES = 64
 _MAX_WORD = 256
 
@@ -80,23 +82,25 @@ def open_torch(path: Path) -> Container:
         raise ValueError(f"holds {_describe(tree)}, not tensors by name (save its state_dict())")
     layout = "PyTorch" if file.layout == "zip" else "PyTorch, old layout"
     container = Container(path, path.stat().st_size, layout, [], things=file.things)
-    bare = _state_dict(None, tree)
-    if bare:
+    tensors = {name: value for name, value in tree.items() if isinstance(value, StoredTensor)}
+    if bare := _state_dict(None, tensors):
         container.candidates.append(bare)
-        return container
     for key, value in tree.items():
         value = value.items if isinstance(value, Thing) and value.items else value
         found = (
             _state_dict(key, value) if isinstance(key, str) and isinstance(value, dict) else None
         )
-        if found and len(container.candidates) < _MAX_CANDIDATES:
+        if key in tensors:
+            pass
+        elif found and len(container.candidates) < _MAX_CANDIDATES:
             container.candidates.append(found)
         elif _is_plain(value) and isinstance(key, str) and len(container.values) < _MAX_VALUES:
             container.values[printable(key[:_MAX_WORD])] = value
         else:
             container.left_out[printable(str(key)[:_MAX_WORD])] = _describe(value)
     if not container.candidates:
-        keys = abbreviate([*container.values, *container.left_out])
+        others = [f"{key} ({what})" for key, what in container.left_out.items()]
+        keys = abbreviate([*others, *container.values])
         raise ValueError(f"holds no tensors by name; it has {keys or 'nothing'}")
     return container
 
@@ -108,10 +112,10 @@ def _state_dict(wrapper: str | None, tree: dict) -> StateDict | None:
             result.tensors[printable(name)] = value
         else:
             result.left_out.append(printable(str(name)[:_MAX_WORD]))
-    for prefix in _PREFIXES:
-        if result.tensors and all(name.startswith(prefix) for name in result.tensors):
-            result.tensors = {n.removeprefix(prefix): t for n, t in result.tensors.items()}
-            result.left_out.append(f"the names' prefix {prefix}")
+    prefix = _PREFIX.match(next(iter(result.tensors), ""))
+    if prefix and all(name.startswith(prefix[0]) for name in result.tensors):
+        result.tensors = {n.removeprefix(prefix[0]): t for n, t in result.tensors.items()}
+        result.left_out.append(f"the names' prefix {prefix[0]}")
     return result if result.tensors else None
 
 
@@ -139,6 +143,11 @@ def find_weights(folder: Path) -> list[Path]:
     safe = [path for path in own if not _is_torch(path)]
     # A repository often has the same weights twice, as safetensors and as a pickle.
     return safe if len(safe) == 1 else own or files
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is, by its name, one of the parts that large models are cut into."""
+    return re.search(r"-\d{5}-of-\d{5}\.", path.name) is not None
 
 
 def entries(folder: Path, limit: int = 1000) -> list[Path]:

@@ -209,9 +209,9 @@ class ForeignFormat:
     def _left_out(self, container: Container, state: StateDict) -> list[str]:
         """One note on everything in the file that is not weights of the model."""
         ignored = sorted(state.tensors.keys() - self.model_tensors(state.tensors).keys())
-        others = [s.wrapper for s in container.candidates if s is not state]
-        parts = [f"{key} ({what})" for key, what in container.left_out.items()]
-        parts += [f"{key} (tensors)" for key in others] + state.left_out
+        others = [s for s in container.candidates if s is not state]
+        parts = [f"{s.wrapper or 'the top level'} ({len(s.tensors):,} tensors)" for s in others]
+        parts += [f"{key} ({what})" for key, what in container.left_out.items()] + state.left_out
         if ignored:
             parts.append(f"{len(ignored)} tensors {abbreviate(ignored)}")
         return [f"left out: {abbreviate(parts, 8)}"] if parts else []

@@ -9,6 +9,7 @@ they are read, so that the optimizer's state that comes with a checkpoint costs 
 import io
 import math
 import os
+import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,9 @@ from convert.flax_scanner import printable
 from convert.pickles import Machine, PickleProblem, Thing
 
 MAX_PICKLE_BYTES = 2**26
-MAGIC = (
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the older layout's first pickle, 0x1950a86a...
+# The older layout's first pickle, the number 0x1950a86a..., in protocols 2 to 5.
+_MAGIC = re.compile(
+    rb"\x80[\x02-\x05](\x95\x0d\0{7})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL
 )
 _MAX_DIMENSIONS = 32
 
@@ -106,7 +108,7 @@ class TorchFile:
 
 def is_torch_file(path: Path, head: bytes) -> bool:
     """Whether a file is one, by its magic number or the members of its archive."""
-    if head.startswith(MAGIC):
+    if _MAGIC.match(head):
         return True
     if not head.startswith(b"PK\x03\x04"):
         return False
@@ -127,9 +129,9 @@ def read(path: Path) -> TorchFile:
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        head = file.read(len(MAGIC))
+        head = file.read(32)
         file.seek(0)
-        return _read_legacy(file, size) if head == MAGIC else _read_zip(file, size)
+        return _read_legacy(file, size) if _MAGIC.match(head) else _read_zip(file, size)
 
 
 def read_pickle(path: Path) -> TorchFile:

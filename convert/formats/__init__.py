@@ -96,6 +96,11 @@ def _weights_of(folder: Path) -> Path:
     files = containers.find_weights(folder)
     if len(files) == 1:
         return files[0]
+    if shards := [file.name for file in files if containers.is_shard(file)]:
+        raise ValueError(
+            f"{folder} holds weights cut into shards ({abbreviate(shards)}); accepted: one file "
+            "(save_pretrained with a larger max_shard_size makes one)"
+        )
     if files:
         names = abbreviate([str(file.relative_to(folder)) for file in files])
         raise ValueError(f"{folder} holds weights in {len(files)} files, name one of them: {names}")
@@ -127,7 +132,8 @@ def _whose(path: Path, packed: str, opener: Any, file: Path, folder: Path | None
     except ValueError as error:
         raise ValueError(f"{path}: not a usable {packed} checkpoint: {error}") from None
     ours = max(safetensors.likeness(state.tensors) for state in container.candidates)
-    best, state, form = max(likenesses, key=lambda entry: entry[0])
+    # Of several sets that are alike (weights and their moving average): the one under the usual key.
+    best, state, form = max(likenesses, key=lambda e: (e[0], e[1].wrapper in e[2].WRAPPERS))
     if packed == safetensors.NAME and (ours and ours >= best or _is_ours(form, best, state)):
         return Recognised(safetensors, path)
     if best >= _ENOUGH:

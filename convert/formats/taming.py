@@ -1,7 +1,8 @@
 """The tokenizer of Besnier & Chen 2023: `last.ckpt` and `model.yaml` (CompVis/taming-transformers).
 
 A model of its own, see `nets/taming_vqgan.py`, whose names are those of the file. A Lightning
-checkpoint: with it come the loss' networks (`loss.*`), optimizers and callbacks, all left out.
+checkpoint: with it come the loss' networks (`loss.*`), in some projects' files a moving average under
+squeezed names (`model_ema.*`), optimizers and callbacks, all left out.
 """
 
 import json
@@ -31,7 +32,7 @@ class Taming(ForeignFormat):
     KINDS = ("taming_vqgan",)
     WRAPPERS = ("state_dict", None)
     WEIGHTS_NAME = "last.ckpt"
-    IGNORED = re.compile(r"loss\.")
+    IGNORED = re.compile(r"(loss|model_ema)\.")
 
     def rows_of_file(self, shapes: Mapping[str, Shape]) -> Rows:
         try:

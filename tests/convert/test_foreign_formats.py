@@ -278,14 +278,52 @@ def test_what_is_left_out_is_named(foreign, tmp_path):
     assert warning.startswith("left out: 3 tensors loss.discriminator.main.0.bias, ")
 
 
-def test_prefix_of_parallel_training(foreign, tmp_path):
+@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "_orig_mod.module.", "model."])
+def test_prefix_of_parallel_training(prefix, foreign, tmp_path):
     file = foreign("besnier/tiny_maskgit.pth")
-    state = {f"module.{key}": value for key, value in tensors_in(file, "model_state_dict").items()}
+    state = {f"{prefix}{key}": value for key, value in tensors_in(file, "model_state_dict").items()}
     torch.save({"model_state_dict": state}, tmp_path / "file")
     summary = convert.convert(tmp_path / "file", tmp_path / "out", num_heads=4)
-    assert summary.warnings == ("left out: the names' prefix module.",)
+    assert summary.warnings == (f"left out: the names' prefix {prefix}",)
     ours, plain = (convert.load_checkpoint(path, 4)[2] for path in (tmp_path / "out", file))
     assert all(torch.equal(ours[key], value) for key, value in plain.items())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol(zipped, protocol, foreign, tmp_path):
+    state = tensors_in(foreign("formats/mage_vqgan.ckpt"), None)
+    torch.save(
+        {"state_dict": state}, tmp_path / "file", pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zipped,
+    )  # fmt: skip
+    ours = convert.load_checkpoint(tmp_path / "file")
+    expected = convert.load_checkpoint(foreign("formats/mage_vqgan.ckpt"))
+    assert all(torch.equal(ours[2][key], value) for key, value in expected[2].items())
+
+
+def test_which_of_several_sets(foreign, tmp_path):
+    """The one under the key that the format's files have, whatever else there is."""
+    expected = convert.load_checkpoint(foreign("formats/hmorimitsu_tokenizer.ckpt"))[2]
+    state = tensors_in(foreign("formats/hmorimitsu_tokenizer.ckpt"), "state_dict")
+    average = {key: value + 1 for key, value in state.items()}
+    saved = {"best": torch.tensor(0.1), "ema": average, "state_dict": state, "rng": torch.ones(3)}
+    torch.save(saved, tmp_path / "file")
+    summary = convert.convert(tmp_path / "file", tmp_path / "out")
+    assert summary.warnings == ("left out: the top level (2 tensors), ema (89 tensors)",)
+    ours = convert.load_checkpoint(tmp_path / "out")[2]
+    assert all(torch.equal(ours[key], value) for key, value in expected.items())
+
+
+def test_shards_are_not_joined(tmp_path):
+    import safetensors.torch
+
+    for part in (1, 2):
+        safetensors.torch.save_file(
+            {f"x.{part}": torch.zeros(2)}, tmp_path / f"model-0000{part}-of-00002.safetensors"
+        )
+    with pytest.raises(ValueError, match="weights cut into shards .*; accepted: one file"):
+        convert.load_checkpoint(tmp_path)
 
 
 def test_mage_is_marked(foreign, tmp_path):
@@ -403,7 +441,7 @@ def test_unknown_files(tmp_path, foreign):
     )
     assert "; closest: " in message and "maskbit (" in message and "\n" not in message
     torch.save({"a": 1, "b": [torch.zeros(2)]}, tmp_path / "file.ckpt")
-    with pytest.raises(ValueError, match="holds no tensors by name; it has a, b"):
+    with pytest.raises(ValueError, match=r"holds no tensors by name; it has b \(a list of 1\), a"):
         convert.load_checkpoint(tmp_path / "file.ckpt")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "file.ckpt")
     with pytest.raises(
