@@ -80,11 +80,10 @@ def _describe(config: object, processes: Processes) -> None:
     print()
     about = task.describe()
     work = config.num_train_steps * config.batch_size * task.work_per_image
-    if work:  # not told for the tokenizer
-        hours = work / 312e12 / 0.5 / 3600
-        about |= {
-            "all steps": f"{work / 1e18:,.3g} EFLOP, {hours:,.4g} A100-hours at half of 312 TFLOP/s"
-        }
+    hours = work / 312e12 / 0.5 / 3600
+    about |= {
+        "all steps": f"{work / 1e18:,.3g} EFLOP, {hours:,.4g} A100-hours at half of 312 TFLOP/s"
+    }
     for name, value in about.items():
         print(f"{name}: {value}")
 

@@ -5,6 +5,8 @@ publish the step that combines them; it is written after the VQGAN trainer that 
 quantizer, perceptual and adversarial loss for the tokenizer, then the discriminator with R1.
 """
 
+import copy
+import functools
 import math
 from collections.abc import Iterator
 
@@ -22,6 +24,7 @@ from train.configs import tokenizer_defaults
 from train.distributed import Processes
 from train.reports import Metrics
 from train.state import TrainState, whole_weights
+from train.work import count_operations
 
 TOKENIZER, DISCRIMINATOR = "tokenizer", "discriminator"
 _RECONSTRUCTION = {"l1": losses.l1_loss, "l2": losses.l2_loss}
@@ -105,8 +108,6 @@ class Autoencoding:
       FileNotFoundError, ValueError: images, weights or settings that do not fit.
     """
 
-    work_per_image = 0.0  # convolutions: MFU is not told
-
     def __init__(self, config: ml_collections.ConfigDict, processes: Processes):
         check(config)
         self.config, self.processes = config, processes
@@ -128,7 +129,38 @@ class Autoencoding:
             "images": f"{images:,}",
             "steps an epoch": f"{images / self.config.batch_size:,.1f}",
             "perceptual loss": "on" if self.perceptual else "off",
+            "work an image": f"{self.work_per_image / 1e9:,.1f} GFLOP",
         }
+
+    @functools.cached_property
+    def work_per_image(self) -> float:
+        """Floating-point operations of a step on one image, a multiply-add counted as two.
+
+        1,311 GFLOP for the published configuration at 256 px: 945 of the tokenizer, 25 of the perceptual
+        loss, 62 of the way back through the discriminator, 279 of its own update.
+        """
+        config, judge = self.config, None
+        with torch.device("meta"):
+            tokenizer = VQVAE(config).train()
+            if self.adversarial:
+                judge = DiscriminatorLoss(Discriminator(config), config.vqgan)
+            images = torch.empty(1, 3, config.image_size, config.image_size)
+        compare = self.perceptual and copy.deepcopy(self.perceptual).to("meta")
+
+        def step() -> None:
+            fake = tokenizer(images)
+            loss = fake.sum()
+            if compare:
+                loss = loss + compare(images, fake)
+            if judge:
+                judge.requires_grad_(False)
+                loss = loss + judge.discriminator(fake).sum()
+            loss.backward()
+            if judge:
+                judge.requires_grad_(True)
+                sum(judge(images, fake.detach())).backward()
+
+        return float(count_operations(step))
 
     def start(self) -> TrainState:
         """Makes networks, averages and optimizers, spread over the processes."""

@@ -10,6 +10,7 @@ from maskgit_pt import VQVAE
 from train import autoencoding, checkpoints, export, loop, perceptual
 from train.configs import tokenizer_defaults
 from train.torchvision_import import import_torchvision
+from train.work import count_operations
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,28 @@ def test_perceptual_weights_that_are_missing_or_wrong(images, tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="other.pth does not hold a ResNet-50"):
         load(tmp_path / "other.pth")
+
+
+def test_work_of_the_published_configuration(images, resnet_file):
+    """945.2 GFLOP: three times the 315.1 of encoder and decoder, and the distances to the codes."""
+    config = tokenizer_defaults.get_config()
+    config.data.images, config.perceptual_weights = str(images), str(resnet_file)
+    with one_process() as processes:
+        whole = loop.make_task(config, processes)
+        assert round(whole.work_per_image / 1e9) == 1311
+        whole.perceptual, whole.adversarial = None, False
+        del whole.work_per_image
+        assert round(whole.work_per_image / 1e9, 1) == 945.2
+
+
+def test_operations_are_counted_like_by_hand():
+    B, n, m = 5, 7, 11
+    x, weight = torch.rand(B, n, requires_grad=True), torch.rand(n, m, requires_grad=True)
+    assert count_operations(lambda: x @ weight) == 2 * B * n * m
+    assert count_operations(lambda: (x @ weight).sum().backward()) == 3 * 2 * B * n * m
+    image, kernel = torch.rand(1, 3, 8, 8), torch.rand(4, 3, 3, 3)
+    found = count_operations(lambda: torch.nn.functional.conv2d(image, kernel, padding=1))
+    assert found == 2 * 4 * 3 * 9 * 64
 
 
 def test_bad_settings(images):
