@@ -203,9 +203,7 @@ def _gflop(size: int, guidance: float = 0.0) -> float:
 def _our_model(size: int, dtype: torch.dtype, device: torch.device) -> MaskGIT:
     transformer = Transformer(**forward._transformer_arguments(size)).to(device, dtype)
     tokenizer = VQVAE(forward._config(size)).to(device, dtype)
-    if device.type == "cuda" and dtype != torch.float32:  # as `MaskGIT.from_pretrained` does
-        tokenizer.to(memory_format=torch.channels_last)
-    return MaskGIT(transformer, tokenizer)
+    return MaskGIT(transformer, tokenizer).arrange()  # as `MaskGIT.from_pretrained` does
 
 
 def _our_candidates(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from maskgit_pt.utils import Bbox, to_pil
+from maskgit_pt.utils import Bbox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,25 +136,31 @@ def composite_mask(latent_mask: Tensor, image_size: int) -> Tensor:
 
 
 def paste(picture: np.ndarray, crop: Crop, generated: Tensor, weights: Tensor) -> Tensor:
-    """Blends a generated image into the picture.
+    """Blends a generated image into the picture, then clips, as official.
 
     Args:
       picture: uint8 [H, W, 3].
       crop: where the image belongs.
-      generated: [3, S, S], the model's size; clipped to [0, 1].
+      generated: [3, S, S], the model's size; not clipped.
       weights: [S, S] in [0, 1], from `composite_mask`.
 
     Returns:
       float32 [3, H, W] in [0, 1]; exactly `picture / 255` where the weight is 0.
     """
     result = torch.from_numpy(np.float32(picture) / 255.0).permute(2, 0, 1).clone()
-    generated, weights = generated.detach().float().cpu().clamp(0, 1), weights.cpu()
+    generated, weights = generated.detach().float().cpu(), weights.cpu()
     if crop.size != generated.shape[-1]:
-        size = (crop.size, crop.size)
-        scaled = to_pil(generated).resize(size, Image.Resampling.BICUBIC)
-        generated = torch.from_numpy(np.float32(scaled) / 255.0).permute(2, 0, 1)
-        scaled = Image.fromarray(weights.numpy()).resize(size, Image.Resampling.BICUBIC)
-        weights = torch.from_numpy(np.array(scaled)).clamp(0, 1)
+        generated = _resized(generated, crop.size)
+        weights = _resized(weights[None], crop.size)[0].clamp(0, 1)
     part = result[:, crop.top : crop.top + crop.size, crop.left : crop.left + crop.size]
-    part.copy_(generated * weights + (1 - weights) * part)
+    part.copy_((generated * weights + (1 - weights) * part).clamp(0, 1))
     return result
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """float32 [C, S, S] -> [C, size, size], bicubic, unrounded."""
+    channels = [
+        np.array(Image.fromarray(channel).resize((size, size), Image.Resampling.BICUBIC))
+        for channel in images.numpy()
+    ]
+    return torch.from_numpy(np.stack(channels))

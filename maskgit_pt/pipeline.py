@@ -134,7 +134,7 @@ class MaskGIT:
             reads, or a Hugging Face hub id; or a folder from `save_pretrained`, which holds both.
           tokenizer: likewise.
           device: where to.
-          dtype: default: as stored.
+          dtype: default: as stored. bfloat16 on a CPU without units for it: see `arrange`.
 
         Raises:
           FileNotFoundError, ValueError: see `pretrained.load_any`; or the two do not fit.
@@ -148,9 +148,22 @@ class MaskGIT:
         transformer = load_any(model, TRANSFORMERS, device=device, dtype=dtype)
         both = cls(transformer, load_any(tokenizer, TOKENIZERS, device=device, dtype=dtype))
         _check_resolution(both.image_size, tokenizer)
-        if both.device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
-            both.tokenizer.to(memory_format=torch.channels_last)
-        return both
+        return both.arrange()
+
+    def arrange(self) -> "MaskGIT":
+        """Gives half-precision networks the form that is fastest on their device; returns itself.
+
+        On a GPU the tokenizer's weights go into channels-last order. A CPU without bfloat16 units (x86 needs
+        AVX-512) emulates them at a tenth of its float32 speed: there the arithmetic is in float32, on
+        weights rounded to half precision.
+        """
+        if self.tokenizer.get_codebook_funct().dtype in (torch.bfloat16, torch.float16):
+            if self.device.type == "cuda":
+                self.tokenizer.to(memory_format=torch.channels_last)
+            elif self.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                self.transformer.float()
+                self.tokenizer.float()
+        return self
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes both networks into the folders `transformer` and `tokenizer` of `folder`."""
@@ -256,7 +269,8 @@ class MaskGIT:
         options = self.decoding(**edit_defaults(decoding))
         noise = rng or sample_noise(seed, range(first_index, first_index + len(labels)))
         tokens = edit.tokens.expand(len(labels), -1)
-        result = self.sample(labels, noise, options, tokens=tokens, return_steps=return_steps)
+        steps = {"return_steps": return_steps}
+        result = self.sample(labels, noise, options, tokens=tokens, clip=False, **steps)
         result.wait().images = torch.stack([edit.finish(generated) for generated in result.images])
         return result
 
@@ -311,6 +325,7 @@ class MaskGIT:
         *,
         tokens: Tensor | None = None,
         return_steps: bool = False,
+        clip: bool = True,
     ) -> Result:
         """One batch; see `generate`.
 
@@ -320,6 +335,7 @@ class MaskGIT:
           options: from `decoding`.
           tokens: int64 [B, h*w] to start from, -1 where unknown; default: all unknown.
           return_steps: as in `generate`.
+          clip: images to [0, 1]; False for `Edit.finish`, which clips after blending.
 
         Returns:
           As `generate`; on a GPU still being copied: call `wait()` before reading.
@@ -338,9 +354,10 @@ class MaskGIT:
                 guesses.append(guess)
         guess = guess.clamp(0, self.num_codes - 1)  # Besnier's network can draw its mask id
         grid = (self.side, self.side)
-        result = Result(self._decode_in_chunks(guess.unflatten(1, grid)), guess.unflatten(1, grid))
+        guess = guess.unflatten(1, grid)
+        result = Result(self._decode_in_chunks(guess, clip), guess)
         if return_steps:
-            masks, guesses = masks or [tokens < 0], guesses or [guess]  # nothing was unknown
+            masks, guesses = masks or [tokens < 0], guesses or [guess.flatten(1)]  # none unknown
             # The official loop leaves one token masked in its last state, yet its last guess is whole.
             masks[-1:] = [torch.zeros_like(mask) for mask in masks[-1:]]
             result.masks = torch.stack(masks, 1).unflatten(2, grid)
@@ -388,15 +405,17 @@ class MaskGIT:
         conditional, unconditional = self._code_logits(*both, self.num_codes).chunk(2)
         return guidance_lib.guide(conditional, unconditional, weight)
 
-    def _decode_in_chunks(self, tokens: Tensor) -> Tensor:
-        """int64 [B, h, w] -> float32 [B, 3, H, W] in [0, 1], a few images at a time."""
+    def _decode_in_chunks(self, tokens: Tensor, clip: bool = True) -> Tensor:
+        """int64 [B, h, w] -> float32 [B, 3, H, W], in [0, 1] if clipped, a few images at a time."""
         pixels = tokens[0].numel() * self.tokenizer.downsampling**2 if len(tokens) else 1
         size = 1 if self.device.type == "cpu" else max(1, _DECODED_PIXELS // pixels)
         images = []
         for chunk in tokens.to(self.device).split(size):
             if self._static and self.device.type == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()
-            images.append(self._decode(chunk).float().clamp(0, 1))
+            image = self._decode(chunk).float()
+            # A copy in any case: CUDA graphs use their memory again.
+            images.append(image.clamp(0, 1) if clip else image.clone())
         return torch.cat(images)
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -464,7 +483,7 @@ class Edit:
     weights: Tensor
 
     def finish(self, generated: Tensor) -> Tensor:
-        """The picture with a generated image [3, S, S] blended in: float32 [3, H, W]."""
+        """The picture with a generated image [3, S, S], unclipped, blended in: float32 [3, H, W]."""
         return editing.paste(self.picture, self.crop, generated, self.weights)
 
 

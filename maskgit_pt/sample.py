@@ -82,7 +82,8 @@ boolean(
     "show_steps", False, "Also a strip (PNG) and an animation (GIF) of the steps, for each sample."
 )
 boolean("npz", True, "Write samples.npz.")
-enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of both networks.")
+enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of both networks. On a CPU without bfloat16 "
+     "units they compute in float32, with weights rounded to bfloat16.")  # fmt: skip
 string("device", None, "cpu, cuda, cuda:1, ... Default: cuda if there is one.")
 integer("threads", None, "On a CPU; the last bits depend on it. Default: all cores.", lower_bound=1)
 boolean("compile", False, "torch.compile, with CUDA graphs on a GPU: slow to start, then faster.")
@@ -170,6 +171,7 @@ def _sample(model, batch: list[Sample], rng: Rng, options, edit):
         options,
         tokens=None if edit is None else edit.tokens.expand(len(batch), -1),
         return_steps=FLAGS.show_steps,
+        clip=edit is None,
     )
 
 

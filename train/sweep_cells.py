@@ -194,7 +194,7 @@ def run_models(run: Path, wanted: Sequence[int] | None, average: bool) -> list[M
         def load(tokenizer: str, device: torch.device, dtype: torch.dtype) -> MaskGIT:
             decoder = load_any(tokenizer, TOKENIZERS, device=device, dtype=dtype)
             transformer = export.load(run, step, average)[0].to(device=device, dtype=dtype)
-            return MaskGIT(transformer, decoder)
+            return MaskGIT(transformer, decoder).arrange()
 
         return Model(step, f"{run.name} at step {step}", load, fingerprint)
 

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import math
 
 import torch
@@ -99,7 +100,8 @@ class HaltonSampler(OrderedSampler):
         side = math.isqrt(n)
         if side * side != n:
             raise ValueError(f"the Halton order is for square images; {n} tokens are not one")
-        place = halton_order(side).argsort().to(device)  # [n]: position -> place in the order
+        # [n]: position -> place in the order
+        place = halton_order(side).argsort().to(device, non_blocking=True)
         if self.shift:
             start = (noise.uniform((B, 1), device) * n).long()  # [B, 1]
             place = (place + start) % n
@@ -112,12 +114,17 @@ def halton_order(side: int) -> Tensor:
     Point k = 1, 2, ... has row floor(side * phi2(k)) and column floor(side * phi3(k)), phi being the
     radical inverse; each cell counts at its first visit.
     """
-    cells = dict.fromkeys([])
+    return torch.tensor(_halton_cells(side))
+
+
+@functools.cache
+def _halton_cells(side: int) -> tuple[int, ...]:
+    cells: dict[int, None] = {}
     point = 0
     while len(cells) < side * side:
         point += 1
         cells.setdefault(_radical_inverse(point, 2, side) * side + _radical_inverse(point, 3, side))
-    return torch.tensor(list(cells))
+    return tuple(cells)
 
 
 def _radical_inverse(k: int, base: int, side: int) -> int:

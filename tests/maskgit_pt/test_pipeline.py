@@ -57,7 +57,8 @@ def test_edit_with_a_jax_key_is_official(model):
     box, key = Bbox(4, 4, 4, 4), jax_random.PRNGKey(0)
     mask, tokens = generator.create_latent_mask_and_input_tokens_for_image_editing(image, box, 5)
     outputs = generator.generate_samples(tokens, key, start_iter=2, num_iterations=12)
-    expected = generator.composite_outputs(image, mask, outputs.clamp(0, 1))
+    assert outputs.min() < 0 or outputs.max() > 1  # clipped after blending
+    expected = generator.composite_outputs(image, mask, outputs).clamp(0, 1)
     result = model.edit(image, [5] * 8, box=box, rng=key)
     # One sample at a time here, the whole batch there.
     torch.testing.assert_close(result.images, expected, atol=1e-4, rtol=0)
@@ -149,3 +150,20 @@ def test_networks_that_do_not_fit(tiny_tokenizer):
 def test_compiled(model):
     expected = model.generate([1, 2], steps=3, batch_size=2).tokens
     torch.testing.assert_close(model.compile().generate([1, 2], steps=3).tokens, expected)
+
+
+def test_bfloat16_on_a_cpu_without_units_for_it(model, tmp_path, monkeypatch):
+    """The same rounded weights, computed with in float32."""
+    model.save_pretrained(tmp_path)
+    loaded = {}
+    for units in (False, True):
+        monkeypatch.setattr(
+            torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda units=units: units
+        )
+        loaded[units] = MaskGIT.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for network in ("transformer", "tokenizer"):
+        emulated = getattr(loaded[False], network).state_dict()
+        for name, value in getattr(loaded[True], network).state_dict().items():
+            assert value.dtype == torch.bfloat16 and emulated[name].dtype == torch.float32
+            assert torch.equal(emulated[name], value.float())
+    assert loaded[False].generate(1, steps=2).images.dtype == torch.float32
