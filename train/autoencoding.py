@@ -43,15 +43,15 @@ class Reconstruction(nn.Module):
 
     def forward(
         self, images: Tensor, tau: float, rng: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [B, 3, H, W] -> reconstructions, the quantizer's loss, encodings [B, h, w, K]."""
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Images [B, 3, H, W] -> reconstructions, the quantizer's loss, and all that it returns."""
         features = self.tokenizer.encoder(images)
         # Distances to the codes are differences of large numbers: autocast would ruin them.
         with torch.autocast(images.device.type, enabled=False):
             features = features.to(torch.promote_types(features.dtype, torch.float32))
             quantized, result = self.tokenizer.quantizer(features, tau=tau, rng=rng)
         loss = torch.as_tensor(result["quantizer_loss"], device=images.device)
-        return self.tokenizer.decode(quantized), loss, result["encodings"].detach()
+        return self.tokenizer.decode(quantized), loss, result
 
 
 class DiscriminatorLoss(nn.Module):
@@ -225,7 +225,7 @@ class Autoencoding:
         if self.adversarial:
             self.discriminator.requires_grad_(False)
         with self._autocast():
-            fake, quantizer_loss, encodings = self._reconstruct(
+            fake, quantizer_loss, codes = self._reconstruct(
                 images, temperature(config.tau_anneal, step), self.noise(step)
             )
             fake = fake.to(images.dtype)
@@ -247,10 +247,18 @@ class Autoencoding:
         metrics["grad_norm"] = self._update(TOKENIZER, self.tokenizer, config.optimizer.g_lr, step)
         if self.average:
             self.average.update(self.tokenizer, step)
-        perplexity, _ = losses.get_perplexity(encodings)
-        used = (encodings.flatten(0, -2).amax(0) > 0.5).float().mean()
-        metrics |= {"loss": loss, "perplexity": perplexity, "codebook_usage": used}
+        metrics["perplexity"], _ = losses.get_perplexity(codes["encodings"].detach())
+        metrics["codebook_usage"] = self._codebook_usage(codes["encoding_indices"])
+        metrics["loss"] = loss
         return {name: value.detach() for name, value in metrics.items()}, fake.detach()
+
+    def _codebook_usage(self, indices: Tensor) -> Tensor:
+        """The share of codes that are the nearest of any feature in the whole batch."""
+        used = torch.zeros(self.config.vqvae.codebook_size, device=indices.device)
+        used[indices.flatten()] = 1.0
+        if self.processes.world_size > 1:
+            torch.distributed.all_reduce(used, torch.distributed.ReduceOp.MAX)
+        return used.mean()
 
     def update_discriminator(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
         """Real images and reconstructions [B, 3, H, W] -> metrics."""

@@ -1,10 +1,13 @@
 import importlib.util
+import runpy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training import curve, one_process, run_here, text_of
+from training import ROOT, curve, one_process, run_here, text_of
 
 from maskgit_pt import VQVAE
 from train import autoencoding, checkpoints, export, loop, perceptual
@@ -80,6 +83,42 @@ def test_a_run_with_a_discriminator_resumes_bit_identically(
     for name, model in whole.models.items():
         for key, value in model.state_dict().items():
             assert torch.equal(value, again.models[name].state_dict()[key]), (name, key)
+
+
+RECIPE = """
+from train.configs import tokenizer_defaults
+
+def get_config():
+    config = tokenizer_defaults.get_config()
+    config.update(
+        batch_size=4, num_train_steps=2, image_size=4, perceptual_weights="off", precision="float32",
+        compile=False, log_every_steps=1, eval_every_steps=0,
+    )
+    config.data.update(images={images!r}, crop="center", num_workers=0)
+    # The entropy over a batch is each process's own, as on the devices of the official code: left out.
+    config.vqvae.update(
+        filters=32, num_res_blocks=1, channel_multipliers=(1, 1), embedding_dim=8, codebook_size=16,
+        entropy_loss_ratio=0.0,
+    )
+    return config
+"""
+
+
+@pytest.mark.slow  # half a minute of starting processes
+def test_two_processes_give_the_curves_of_one(images, tmp_path):
+    """With discriminator and R1: gradients are averaged, codes are counted over the whole batch."""
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(images=str(images)))
+    run_here(runpy.run_path(str(recipe))["get_config"](), tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "train", f"--config={recipe}", f"--output={tmp_path / 'two'}"]
+    command += ["--device=cpu", "--threads=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert len(one) == 2 and one[0]["codebook_usage"] > 0
+    for line, other in zip(one, two, strict=True):
+        assert other == pytest.approx(line, rel=1e-5)
 
 
 def test_reconstruction_gets_better(images, tmp_path):
