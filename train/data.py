@@ -6,10 +6,14 @@ each batch; a batch may span two epochs, so that nothing is left out. A loader's
 reading it from shards is one vectorised call, and workers change nothing but the time.
 """
 
+import contextlib
 import dataclasses
 import functools
+import os
+import select
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -240,7 +244,7 @@ def load(
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=functools.partial(_prepare_worker, os.getpid()),
         # Workers start from a clean process: the training process has threads and a GPU context.
         multiprocessing_context="forkserver" if num_workers else None,
     )
@@ -249,6 +253,17 @@ def load(
         yield from loader
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training process decides what it means."""
+def _prepare_worker(training_process: int, worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training process decides what it means.
+
+    If that one is killed, nothing else ends the workers: the server that forked them lives while they do.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "pidfd_open"):  # Linux
+        threading.Thread(target=_end_with, args=(training_process,), daemon=True).start()
+
+
+def _end_with(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        select.select([os.pidfd_open(process)], [], [])
+    os._exit(1)

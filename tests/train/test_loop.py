@@ -175,6 +175,28 @@ def kill_and_rerun(tokens, folder, kills, processes, seed):
     return curve(folder / "killed"), curve(folder / "whole")
 
 
+def test_a_killed_run_leaves_no_process(tokens, tmp_path):
+    process = start(
+        tmp_path, tokens, "--config.num_train_steps=100000", "--config.data.num_workers=1"
+    )
+    wait_for_steps(tmp_path, process)
+    group = os.getpgid(process.pid)
+    process.kill()  # not its group: workers and the server that forked them are to notice
+    process.communicate(timeout=60)
+    end = time.monotonic() + 60
+    while _exists(group):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _exists(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("processes, kills", [(1, 2), (2, 1)])
 def test_killed_runs_go_on_bit_identically(tokens, tmp_path, processes, kills):
     killed, whole = kill_and_rerun(tokens, tmp_path, kills, processes, seed=processes)
