@@ -210,6 +210,8 @@ class _Sweeping:
         fixed, own_grid, cases = study.at(self.size) if study else ({}, {}, {})
         given = {name: FLAGS[name].value for name in _SAMPLING if FLAGS[name].present}
         own_grid = {name: v for name, v in own_grid.items() if name not in given}
+        if "steps" in own_grid and "steps" not in grid:
+            own_grid["steps"] = self._possible_steps(own_grid["steps"], model.num_tokens)
         self.axes, self.cells = plan(
             fixed | given, own_grid | grid, cases, self.models, axis, FLAGS.seed,
             models_first=bool(study and study.over_training),
@@ -235,7 +237,8 @@ class _Sweeping:
         found = self.workers.on_first(lambda: self._remembered(files, keys))
         missing = [i for i in range(len(self.cells)) if found[i] is None]
         missing.sort(key=lambda i: self.cells[i].model)  # each model is loaded once
-        self._say(f"{len(self.cells)} cells, {len(found) - len(missing)} of them remembered")
+        cells = "1 cell" if len(found) == 1 else f"{len(found)} cells"
+        self._say(f"{cells}, {len(found) - len(missing)} remembered")
         begin, work_done = time.perf_counter(), 0.0
         work_left = sum(self._work(self.cells[i]) for i in missing)
         reference = None
@@ -260,6 +263,13 @@ class _Sweeping:
             )
             print(write(sweep, output), end="")
         return 0
+
+    def _possible_steps(self, steps: Sequence[int], num_tokens: int) -> list[int]:
+        """A study's numbers of steps without those that are too many for a small model."""
+        left_out = [str(number) for number in steps if number > num_tokens]
+        if left_out:
+            self._say(f"left out: {', '.join(left_out)} steps; the model has {num_tokens} tokens")
+        return [number for number in steps if number <= num_tokens]
 
     def _model(self, index: int) -> Any:
         """One of the models; the last one stays loaded."""

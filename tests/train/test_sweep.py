@@ -176,7 +176,7 @@ def test_what_a_result_depends_on(call, folder, tmp_path):
     assert len(cell_files(tmp_path)) == len(changes) + 1
 
 
-def test_studies_on_another_size(call, tmp_path):
+def test_studies_on_another_size(call, tmp_path, capsys):
     """A study runs on any model; its values can be replaced."""
     assert call("--study=schedulers") == 0
     found = document(tmp_path, "schedulers")
@@ -189,6 +189,10 @@ def test_studies_on_another_size(call, tmp_path):
     assert (
         call("--study=best") == 0 and "choice temperature 4.5" in (tmp_path / "best.md").read_text()
     )
+    assert call("--study=steps", "--metrics=fid", "--num_samples=10") == 0
+    assert document(tmp_path, "steps")["axes"] == {"steps": [4, 6, 8, 10, 12, 16]}
+    assert "left out: 24, 32 steps; the model has 16 tokens" in capsys.readouterr().out
+    assert call("--study=steps", "--grid=steps=4,24") == 1
 
 
 def test_models_by_training_step(call, folder, tmp_path):
