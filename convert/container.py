@@ -133,7 +133,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, StoredTensor):
         return f"a tensor {list(value.shape)}"
     size = f" of {len(value):,}" if isinstance(value, dict | list | tuple) else ""
-    return f"a {type(value).__name__}{size}"
+    return f"{'an' if isinstance(value, int) else 'a'} {type(value).__name__}{size}"
 
 
 def find_weights(folder: Path) -> list[Path]:

@@ -25,6 +25,7 @@ from convert.tensors import Buffer, FileTensor, OpenFile, as_bytes
 from convert.torch_file import StoredTensor
 
 Observe = Callable[[str, Tensor], None]
+_MAX_SPREAD = 64  # times the file: slices of fused tensors have gaps
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ class ForeignFormat:
         self._close_books(kind, {p.official: p.official_shape for p in expected}, rows, shapes)
         if sum(_bytes(tensor) for tensor in stored.values()) > container.size:
             raise ValueError("its tensors share their numbers, and are more than the file has")
+        if sum(_spanned(tensor) for tensor in stored.values()) > _MAX_SPREAD * container.size:
+            raise ValueError("its tensors are spread over the whole file, number by number")
         opened = OpenFile(container.path)
         found = {
             piece.official: _file_tensor(opened, piece, stored[piece.torch]) for piece in pieces
@@ -353,9 +356,14 @@ def _bytes(tensor: StoredTensor) -> int:
     return math.prod(tensor.shape) * dtypes.itemsize(tensor.dtype)
 
 
+def _spanned(tensor: StoredTensor) -> int:
+    """Bytes from its first number to its last: what is read of the file."""
+    return tensor.span * dtypes.itemsize(tensor.dtype)
+
+
 def _file_tensor(file: OpenFile, piece: Piece, stored: StoredTensor) -> FileTensor:
     """The official tensor within a foreign one, of any order in memory."""
-    size = stored.span * dtypes.itemsize(stored.dtype)
+    size = _spanned(stored)
 
     def view(numbers: Tensor) -> Tensor:
         return piece.to_official(numbers.as_strided(stored.shape, stored.stride))

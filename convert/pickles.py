@@ -21,7 +21,8 @@ from typing import Any
 from convert.flax_scanner import printable
 
 MAX_INSTRUCTIONS = 1_000_000  # Besnier & Chen's files, optimizer's state included, have some 40,000
-MAX_COPIED = 2**21  # elements of containers, or 64 characters of text each
+MAX_COPIED = 2**21  # elements of containers and of arguments, or 64 characters or bytes each
+MAX_NAME = 1000  # characters of a class or function with its module
 _MARK = object()
 
 
@@ -61,6 +62,9 @@ class Thing:
     items: dict = field(default_factory=dict)
     elements: list = field(default_factory=list)
 
+    def __repr__(self) -> str:  # never of what is in it, which may be nested without end
+        return f"an object of {self.kind}"
+
 
 _ALIASES = {"posix": "os", "nt": "os"}
 
@@ -85,7 +89,8 @@ _HARMLESS = frozenset(
     builtins.complex builtins.getattr builtins.object builtins.range builtins.slice
     collections.deque copyreg.__newobj__ copyreg.__newobj_ex__ copyreg._reconstructor
     datetime.date datetime.datetime datetime.time datetime.timedelta datetime.timezone
-    functools.partial logging.getLogger operator.attrgetter operator.itemgetter re._compile
+    functools.partial logging.getLogger operator.attrgetter operator.getitem operator.itemgetter
+    re._compile _operator.getitem types.GenericAlias
     numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
     numpy.core.multiarray.scalar numpy._core.multiarray.scalar numpy.dtype numpy.float64 numpy.float32
     numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
@@ -194,8 +199,12 @@ class Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def _call(self, function: Any, arguments: Any) -> Any:
-        """What a call would give; an inert `Thing` if that cannot be told."""
+    def call(self, function: Any, arguments: tuple | list) -> Any:
+        """What a call would give; an inert `Thing` if that cannot be told.
+
+        Raises:
+          Refused: it would do something that no file of weights needs.
+        """
         if not isinstance(function, Name):
             raise Refused(f"its pickle tries to run {_result(function)}")
         known = function.known
@@ -222,12 +231,26 @@ class Machine:
         return self._thing(kind, arguments)
 
     def _build_known(self, builder: Callable, arguments: Any) -> Any:
-        # Copies of copies of something large would fill the memory.
-        self.copied += sum(len(part) for part in arguments if isinstance(part, list | tuple | dict))
-        self.copied += sum(len(part) // 64 for part in arguments if isinstance(part, str))
+        for part in arguments:
+            if isinstance(part, list | tuple | dict):
+                self._count(len(part))
+            elif isinstance(part, str | bytes | bytearray):
+                self._count(len(part) // 64)
+        return builder(*arguments)
+
+    def _count(self, copied: int) -> None:
+        """Copies of copies of something large would fill the memory, or take for ever."""
+        self.copied += copied
         if self.copied > MAX_COPIED:
             raise PickleProblem("its pickle copies more than any file of weights")
-        return builder(*arguments)
+
+    def _arguments(self) -> tuple:
+        """Those of a call, off the stack."""
+        arguments = self.stack.pop()
+        if not isinstance(arguments, tuple):  # a text would come apart into its characters
+            raise TypeError
+        self._count(len(arguments))
+        return arguments
 
     def _thing(self, kind: Any, arguments: Any) -> Thing:
         if not isinstance(kind, Name):
@@ -260,29 +283,27 @@ class Machine:
 
     def _global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self.stack.append(Name(module, name))
+        self.stack.append(_name(module, name))
 
     def _stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        if not isinstance(name, str) or not isinstance(module, str):
-            raise TypeError
-        self.stack.append(Name(module, name))
+        self.stack.append(_name(module, name))
 
     def _reduce(self, _: Any) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(self._call(function, arguments))
+        arguments, function = self._arguments(), self.stack.pop()
+        self.stack.append(self.call(function, arguments))
 
     def _inst(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
         arguments = self._pop_mark()
-        self.stack.append(self._call(Name(module, name), arguments))
+        self.stack.append(self.call(_name(module, name), arguments))
 
     def _obj(self, _: Any) -> None:
         function, *arguments = self._pop_mark()
-        self.stack.append(self._call(function, arguments))
+        self.stack.append(self.call(function, arguments))
 
     def _newobj(self, _: Any) -> None:
-        arguments, kind = self.stack.pop(), self.stack.pop()
+        arguments, kind = self._arguments(), self.stack.pop()
         self.stack.append(self._make(kind, arguments))
 
     def _newobj_ex(self, _: Any) -> None:
@@ -315,6 +336,14 @@ class Machine:
         if len(items) != count:
             raise IndexError
         self.stack[-count:] = [items]
+
+
+def _name(module: Any, name: Any) -> Name:
+    if not isinstance(name, str) or not isinstance(module, str):
+        raise TypeError
+    if len(module) + len(name) > MAX_NAME:
+        raise PickleProblem(f"its pickle has a name of {len(module) + len(name):,} characters")
+    return Name(module, name)
 
 
 def _key(key: Any) -> Any:

@@ -21,7 +21,7 @@ from convert import zip_file
 from convert.flax_scanner import printable
 from convert.pickles import Machine, PickleProblem, Thing
 
-MAX_PICKLE_BYTES = 2**26
+MAX_PICKLE_BYTES = 2**25  # Besnier & Chen's: 0.2 MB
 # The older layout's first pickle, the number 0x1950a86a..., in protocols 2 to 5.
 _MAGIC = re.compile(
     rb"\x80[\x02-\x05](\x95\x0d\0{7})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL
@@ -194,17 +194,18 @@ def _read_legacy(file: BinaryIO, size: int) -> TorchFile:
     _, _, machine_info, tree, keys = (machine.load(data) for _ in range(5))
     if isinstance(machine_info, dict) and machine_info.get("little_endian") is False:
         raise ValueError("its numbers are big-endian; accepted: little-endian")
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages.by_key):
+    listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not listed or sorted(keys) != sorted(storages.by_key):
         raise ValueError("its list of storages does not fit its pickle")
     at = data.tell()
     for key in keys:
         file.seek(at)
         length = file.read(8)
-        storage = storages.by_key[str(key)]
+        storage = storages.by_key[key]
         if len(length) < 8 or at + 8 + storage.nbytes > size:
-            raise ValueError(f"it ends within storage {printable(str(key))} (truncated?)")
+            raise ValueError(f"it ends within storage {printable(key)} (truncated?)")
         if struct.unpack("<q", length)[0] != storage.count:
-            raise ValueError(f"its storage {printable(str(key))} has another length than stated")
+            raise ValueError(f"its storage {printable(key)} has another length than stated")
         storage.offset = at + 8
         at += 8 + storage.nbytes
     return TorchFile(tree, dict(machine.things), "legacy")
@@ -218,19 +219,29 @@ class _Storages:
 
     def machine(self) -> Machine:
         rebuild = "torch._utils._rebuild_"
-        return Machine(
-            self.storage,
-            {
-                rebuild + "tensor": _tensor,
-                rebuild + "tensor_v2": _tensor,
-                rebuild + "tensor_v3": _tensor_v3,
-                rebuild + "parameter": lambda tensor, *_: tensor,
-                rebuild + "parameter_with_state": lambda tensor, *_: tensor,
-            },
-        )
+        builders = {
+            rebuild + "tensor": _tensor,
+            rebuild + "tensor_v2": _tensor,
+            rebuild + "tensor_v3": _tensor_v3,
+            rebuild + "parameter": lambda tensor, *_: tensor,
+            rebuild + "parameter_with_state": lambda tensor, *_: tensor,
+        }
+        machine = Machine(self.storage, builders)
+
+        def with_attributes(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+            """What the function gives; class and attributes of the tensor are not needed."""
+            if not isinstance(arguments, tuple) or getattr(function, "known", "") == own:
+                raise TypeError
+            return machine.call(function, arguments)
+
+        own = "torch._tensor._rebuild_from_type_v2"
+        builders[own] = with_attributes
+        return machine
 
     def storage(self, identity: Any) -> Any:
         """Of the persistent id ("storage", class, key, place, count), maybe with a view's place."""
+        if not isinstance(identity, tuple) or not 4 <= len(identity) <= 6:
+            raise PickleProblem("its pickle refers to data in an unknown way")
         if identity[0] == "module":  # the old layout's, of a class of networks, with its source
             return identity[1]
         kind, cls, key, _, count, *view = identity

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-MAX_DIRECTORY_BYTES = 2**24  # of 1,000 members: 0.1 MB
+MAX_DIRECTORY_BYTES = 2**22  # of 1,000 members: 0.1 MB
 _END, _END64, _LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _CENTRAL, _LOCAL = b"PK\x01\x02", b"PK\x03\x04"
 _MAX_COMMENT = 2**16

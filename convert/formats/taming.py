@@ -77,15 +77,21 @@ def _yaml_files(container: Container) -> list[Path]:
         paths = [container.path.with_name(_YAML_NAME)]
     else:
         paths = [path for path in entries(container.folder) if path.suffix in (".yaml", ".yml")]
+        paths.sort(key=lambda path: path.name != _YAML_NAME)  # it first
     return [path for path in paths if path.is_file() and path.stat().st_size <= _MAX_YAML_BYTES]
 
 
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        json.dumps(tree)  # no dates, no loops
+        text = path.read_text(encoding="utf-8")
+        # An alias stands for what was said before: ten in ten in ten ... fill any memory.
+        problem = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) and "aliases"
+        tree = {} if problem else yaml.safe_load(text)
+        json.dumps(tree)  # no dates
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path.name}: not plain YAML: {type(error).__name__}") from None
+        problem = type(error).__name__
+    if problem:
+        raise ValueError(f"{path.name}: not plain YAML: {problem}")
     return tree if isinstance(tree, dict) else {}
 
 

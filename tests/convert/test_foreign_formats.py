@@ -351,6 +351,9 @@ def test_configuration_beside_the_weights(foreign, tmp_path):
     (vqgan / "model.yaml").write_text("model: {params: {embed_dim: !!python/object:os.system x}}")
     with pytest.raises(ValueError, match="model.yaml: not plain YAML: ConstructorError"):
         convert.load_checkpoint(vqgan)
+    (vqgan / "model.yaml").write_text("a: &a [1, 1]\nmodel: [*a, *a]")  # the start of many laughs
+    with pytest.raises(ValueError, match="model.yaml: not plain YAML: aliases"):
+        convert.load_checkpoint(vqgan)
     (vqgan / "model.yaml").unlink()
     config = convert.load_checkpoint(vqgan)[1]
     assert (config["resolution"], config["attention_resolutions"]) == (256, [64])
