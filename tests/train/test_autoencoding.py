@@ -181,7 +181,7 @@ def resnet_file(tmp_path_factory):
     return path
 
 
-def test_perceptual_loss_from_a_file(images, resnet_file):
+def test_perceptual_loss_from_a_file(images, resnet_file, tmp_path):
     config = config_of(images, perceptual_weights=str(resnet_file))
     loss = perceptual.load(config, torch.device("cpu"))
     assert sum(p.requires_grad for p in loss.parameters()) == 0 and not loss.training
@@ -194,6 +194,11 @@ def test_perceptual_loss_from_a_file(images, resnet_file):
     assert loss.features(real).shape == (2, 2048)
     config.perceptual_loss_on_logit = True
     assert perceptual.load(config, torch.device("cpu")).features(real).shape == (2, 1000)
+    state = torch.load(resnet_file, weights_only=True)
+    early = {name: v for name, v in state.items() if "num_batches_tracked" not in name}
+    torch.save(early, tmp_path / "early.pth")  # as the first files of torchvision
+    config.update(perceptual_loss_on_logit=False, perceptual_weights=str(tmp_path / "early.pth"))
+    assert perceptual.load(config, torch.device("cpu"))(real, fake) == value
 
 
 def test_perceptual_weights_that_are_missing_or_wrong(images, tmp_path):
