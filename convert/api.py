@@ -171,7 +171,7 @@ def convert(
             input_sha256=input_sha256.result(),
             output_sha256=output_sha256.result(),
             verified=verify,
-            warnings=tuple(source.notes) + observer.warnings(),
+            warnings=(*source.notes, *_marks(source, writer), *observer.warnings()),
             seconds=time.perf_counter() - started,
         )
 
@@ -204,6 +204,17 @@ class _Observer:
             return ()
         names = rules.abbreviate(self.not_finite)
         return (f"{len(self.not_finite)} tensors hold NaN or infinity: {names}",)
+
+
+def _marks(source: Checkpoint, writer: Any) -> list[str]:
+    """What the output will not tell, or will seem to tell, about whose weights these are."""
+    weights = source.config.get("vqvae", {}).get("weights")
+    if writer is formats.mage.FORMAT:
+        if weights != formats.mage.WEIGHTS:
+            return [f"by its names the output will be taken for {formats.mage.WEIGHTS}"]
+    elif weights and writer is not formats.safetensors:
+        return [f"these are weights of {weights}; files of {writer.NAME} cannot say so"]
+    return []
 
 
 _FAILED = "verification failed, nothing was written:"

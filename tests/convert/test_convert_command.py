@@ -4,14 +4,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from convert_samples import write_flax
 
 from convert import __main__ as command
-from convert import inspection, rules
+from convert import published, rules
 
 
 @pytest.fixture
@@ -122,9 +122,12 @@ def test_as_a_program_without_jax(miniature, tmp_path):
 def test_list(run):
     code, out, err = run("--list")
     assert (code, err) == (0, "")
-    names = [line.split()[0] for line in out.split("\n\n")[0].splitlines()[1:]]
-    assert names == list(command.formats.BY_NAME)
-    assert all("yes/yes" in line for line in out.split("\n\n")[0].splitlines()[1:])
+    table = out.split("\n\n")[0].splitlines()[1:]
+    assert [line.split()[0] for line in table[::2]] == list(command.formats.BY_NAME)
+    for line, below, form in zip(table[::2], table[1::2], command.formats.FORMATS, strict=True):
+        assert ("a folder" if form.IS_FOLDER else "a file") in line and line.endswith(form.HOLDS)
+        assert below.strip() == form.DESCRIPTION
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def test_inspect(run, google_file, kind, foreign_files, tmp_path):
@@ -177,11 +180,26 @@ PUBLISHED_PARAMETERS = [
 
 
 def test_published_shapes():
-    """The published sizes are told apart, by their shapes alone."""
+    """The published sizes are told apart by their shapes; one also by its values."""
     found = []
-    for known in inspection.PUBLISHED:
+    for known in published.PUBLISHED:
         shapes, _, config = rules.target(known.kind, known.config)
         found.append(sum(np.prod(shape, dtype=int) for shape in shapes.values()))
-        checkpoint = SimpleNamespace(kind=known.kind, config=config)
-        assert inspection._published(checkpoint) == f"has the shapes of: {known.files}"
+        text = published.describe(known.kind, config, known.ranges, "float32")
+        assert text.startswith(f"has the shapes of: {known.files}")
+        if known.ranges:
+            assert text.endswith("and their range of values in each of 13 tensors")
+            officials = {piece.official for piece in rules.target(known.kind, known.config)[1]}
+            assert known.ranges.keys() <= officials
+            as_half = {
+                name: tuple(torch.tensor(values).bfloat16().tolist())
+                for name, values in known.ranges.items()
+            }
+            assert published.describe(known.kind, config, as_half, "bfloat16") == text
+            name = "params/MlmLayer_0/mlm_bias/bias"
+            others = known.ranges | {name: (-0.7683, 0.8642)}
+            text = published.describe(known.kind, config, others, "float32")
+            assert text.endswith(
+                f"but not their values: 1 of 13 tensors have another range ({name})"
+            )
     assert found == PUBLISHED_PARAMETERS

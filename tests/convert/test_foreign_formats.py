@@ -333,6 +333,14 @@ def test_mage_is_marked(foreign, tmp_path):
     assert "not Google's weights" in (tmp_path / "mage" / "README.md").read_text()
     convert.convert(foreign("formats/titok_maskgit_vqgan.bin"), tmp_path / "titok")
     assert "weights" not in json.loads((tmp_path / "titok" / "config.json").read_text())["vqvae"]
+    # Where a file cannot say so, or says so wrongly, the user is told.
+    summary = convert.convert(tmp_path / "mage", tmp_path / "a", to="flax")
+    assert summary.warnings == (
+        f"these are weights of {mage.WEIGHTS}; files of flax cannot say so",
+    )
+    assert convert.convert(tmp_path / "mage", tmp_path / "b", to="mage").warnings == ()
+    summary = convert.convert(foreign("formats/titok_maskgit_vqgan.bin"), tmp_path / "c", to="mage")
+    assert summary.warnings == (f"by its names the output will be taken for {mage.WEIGHTS}",)
     with pytest.raises(ValueError, match="mage holds 2 blocks a level, this tokenizer has 1"):
         convert.convert(TOKENIZER, tmp_path / "out", to="mage")
 
