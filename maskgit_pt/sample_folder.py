@@ -20,7 +20,7 @@ from torch import Tensor
 from maskgit_pt.pretrained import write_atomically
 from maskgit_pt.utils import to_pil, visualize_images
 
-SETTINGS_NAME = "settings.json"
+SETTINGS_NAME, SAMPLES_NAME = "settings.json", "samples.npz"
 _GRID_ROWS, _GRID_COLUMNS = 16, 8
 _COMPRESSION = 1  # of PNG: three times as fast as the default, files a tenth larger
 
@@ -126,7 +126,7 @@ class SampleFolder:
         tokens = np.stack([self.load(sample)[1] for sample in samples])
         self.write(self.folder / "tokens.npy", lambda path: _save_npy(path, tokens))
         if npz:
-            self.write(self.folder / "samples.npz", lambda path: self._save_npz(path, samples))
+            self.write(self.folder / SAMPLES_NAME, lambda path: self._save_npz(path, samples))
 
     def _save_grid(self, samples: list[Sample]) -> None:
         """A row a class."""

@@ -314,7 +314,7 @@ class Autoencoding:
         if self._workers is None:
             self._workers = evaluation.Workers()
         metrics = ["psnr", "codebook_usage", "perplexity"]
-        if config.image_size >= 11:  # SSIM's window
+        if config.image_size >= evaluation.reconstruction.SSIM_WINDOW:
             metrics.append("ssim")
         found = evaluation.evaluate_tokenizer(
             self.average.model if self.average else self.tokenizer,

@@ -163,11 +163,14 @@ def test_model_without_touching_the_disk(tmp_path, capsys):
     assert found[0]["metrics"] == found[1]["metrics"] == found[2]["metrics"]
     assert found[0]["protocol"]["samples"]["count"] == 24  # without the grid
     written = found[0]["protocol"]["samples"]
-    assert written["labels"] == "10 classes in turn" and written["seed"] == 5
-    assert found[1]["protocol"]["samples"]["labels"] == "10 classes"
+    assert written["labels"] == "classes 0-9 in turn" and written["seed"] == 5
+    assert found[1]["protocol"]["samples"] == written | {"name": "samples.npz", "format": "npz"}
     made = found[2]["protocol"]["samples"]
-    assert made["labels"] == "10 classes in turn (all)" and made["seed"] == 5
+    assert made["labels"] == "classes 0-9 in turn (all)" and made["seed"] == 5
     assert made["settings"]["steps"] == 3
+    (tmp_path / "written" / "samples.npz").rename(tmp_path / "alone.npz")
+    alone = evaluation.open_source("alone.npz").protocol
+    assert alone["labels"] == "classes 0-9" and "seed" not in alone
     model = MaskGIT(load_tiny("transformer"), load_tiny("tokenizer"))
     source = evaluation.ModelSource(model, 24, seed=5, settings={"steps": 3})
     images = Image.open(tmp_path / "written" / "class0003_000013.png")
@@ -341,3 +344,13 @@ def test_help(capsys):
     text = capsys.readouterr().out
     for name in evaluate.FLAGS:
         assert f"--{name}" in text
+
+
+def test_tokenizer_of_small_pictures():
+    """What cannot be had is left out, unless it is asked for."""
+    tokenizer = load_tiny("tokenizer")
+    images = pictures(2, 8, size=8)
+    found = evaluation.evaluate_tokenizer(tokenizer, images, features="pixels").metrics
+    assert "psnr" in found and "ssim" not in found
+    with pytest.raises(ValueError, match=r"SSIM needs images of 11 pixels or more; found \[8, 8\]"):
+        evaluation.evaluate_tokenizer(tokenizer, images, metrics=["ssim"])

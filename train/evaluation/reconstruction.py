@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from train.evaluation.features import file_sha256, full_precision, load_weights
 
-_WINDOW, _SIGMA = 11, 1.5
+SSIM_WINDOW, _SIGMA = 11, 1.5
 _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)  # 0: pooling
 _VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 _LPIPS_URL = (
@@ -43,9 +43,9 @@ def ssim(images: Tensor, originals: Tensor) -> Tensor:
     Returns:
       float64 [B].
     """
-    if min(images.shape[2:]) < _WINDOW:
+    if min(images.shape[2:]) < SSIM_WINDOW:
         raise ValueError(
-            f"SSIM needs images of {_WINDOW} pixels or more; found {list(images.shape[2:])}"
+            f"SSIM needs images of {SSIM_WINDOW} pixels or more; found {list(images.shape[2:])}"
         )
     x, y = images.double(), originals.double()
     mean_x, mean_y = _blur(x), _blur(y)
@@ -60,7 +60,7 @@ def ssim(images: Tensor, originals: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    offsets = torch.arange(_WINDOW, dtype=x.dtype, device=x.device) - _WINDOW // 2
+    offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
     weights = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
     weights = weights / weights.sum()
     C = x.shape[1]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from maskgit_pt.libml.rng import sample_noise
 from maskgit_pt.pretrained import CONFIG_NAME, WEIGHTS_NAME, find_folder
-from maskgit_pt.sample_folder import read_settings
+from maskgit_pt.sample_folder import SAMPLES_NAME, read_settings
 from train.evaluation.features import file_sha256
 from train.evaluation.npz import Npz
 from train.image_base import Images, Names
@@ -115,8 +115,9 @@ class NpzSource(Source):
         self.size = shape[1:3]
         self.protocol = _describe(path.name, self, "npz")
         if "arr_1" in self.npz.names:  # the ADM evaluator's place for labels
-            classes = len(np.unique(self.npz.array("arr_1")))
-            self.protocol["labels"] = f"{classes} classes"
+            self.protocol["labels"] = _classes(np.unique(self.npz.array("arr_1")).tolist())
+        if path.name == SAMPLES_NAME:
+            self.protocol |= _generated(path.parent)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -265,7 +266,7 @@ class ModelSource(Source):
         whole = self.labels == list(range(model.num_classes))
         sampler = vars(self.options.sampler)
         self.protocol = _describe(name, self, "8-bit arrays") | {
-            "labels": f"{len(self.labels)} classes in turn{' (all)' if whole else ''}",
+            "labels": f"{_classes(self.labels)} in turn{' (all)' if whole else ''}",
             "seed": seed,
             "sampler": type(self.options.sampler).__name__,
             "settings": _jsonable(vars(self.options) | sampler),
@@ -369,12 +370,24 @@ def _generated(path: Path) -> dict[str, Any]:
         return {}
     apart = ("labels", "seed", "sampler", "model", "tokenizer", "threads")
     return {
-        "labels": f"{len(settings['labels'])} classes in turn",
+        "labels": f"{_classes(settings['labels'])} in turn",
         "seed": settings.get("seed"),
         "sampler": settings.get("sampler"),
         "settings": _jsonable({n: v for n, v in settings.items() if n not in apart}),
         "weights": [settings.get("model"), settings.get("tokenizer")],
     }
+
+
+def _classes(labels: Sequence[Any]) -> str:
+    """In words, runs joined: "classes 0-4, 7"."""
+    parts: list[list[Any]] = []
+    for label in labels:
+        if parts and type(label) is int and label == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], label]
+        else:
+            parts.append([label])
+    listed = ", ".join("-".join(map(str, part)) for part in parts)
+    return f"class{'es' if len(labels) > 1 else ''} {listed}"
 
 
 def _describe(name: str, source: Source, form: str) -> dict[str, Any]:

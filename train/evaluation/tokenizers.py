@@ -40,7 +40,8 @@ def evaluate_tokenizer(
       tokenizer: on the device of `how`; evaluated in evaluation mode, and left in the mode it was in.
       images: as `samples` of `evaluate`.
       reference: what reconstructions are compared with in rFID; default: the images themselves.
-      metrics: some of `TOKENIZER_METRICS`; default: all, LPIPS if given.
+      metrics: some of `TOKENIZER_METRICS`; default: all that can be had (LPIPS if given, SSIM of images as
+        large as its window).
       lpips: None: without.
       image_size: crop folders to this.
       name: of the tokenizer, for the report.
@@ -60,6 +61,8 @@ def evaluate_tokenizer(
             raise ValueError("lpips needs its weights (--lpips_weights)")
         wanted.remove("lpips")
     images = as_source(images, "images", image_size)
+    if metrics is None and min(images.size) < reconstruction.SSIM_WINDOW:
+        wanted.remove("ssim")
     _check_size(images, tokenizer.downsampling)
     context = Context.make(**how if "rfid" in wanted else how | {"features": None})
     compared = None
