@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -74,11 +75,11 @@ class Decoding:
     start_step: int = 0
 
     def __post_init__(self):
-        if not self.softmax_temperature > 0:
+        if not 0 < self.softmax_temperature < math.inf:
             raise ValueError(
                 f"softmax_temperature is {self.softmax_temperature}; accepted: above 0"
             )
-        if self.guidance < 0:
+        if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance is {self.guidance}; accepted: 0 or more")
         if not 0 <= self.start_step < self.sampler.steps:
             raise ValueError(
@@ -432,9 +433,9 @@ class MaskGIT:
             raise ValueError("what to regenerate is not clear; accepted: one of box, mask, extend")
         shape = picture.shape[:2]
         if extend is not None:
-            if len(extend) != 4 or min(extend) < 0:
+            if len(extend) != 4 or min(extend) < 0 or max(extend) == 0:
                 raise ValueError(
-                    f"extend is {extend}; accepted: top, right, bottom, left, 0 or more"
+                    f"extend is {tuple(extend)}; accepted: top, right, bottom, left, 0 or more, not all 0"
                 )
             picture, pixels = editing.extend(picture, tuple(extend))
         elif box is not None:

@@ -123,7 +123,7 @@ def _generate(rank: int, world: int, device: torch.device) -> int:
 
     from maskgit_pt.pipeline import MaskGIT
 
-    Path(FLAGS.output).mkdir(parents=True, exist_ok=True)  # complains before the models are loaded
+    _make_output()  # complains before the models are loaded
     model = MaskGIT.from_pretrained(
         FLAGS.model, FLAGS.tokenizer, device=device, dtype=getattr(torch, FLAGS.dtype)
     )
@@ -160,6 +160,17 @@ def _generate(rank: int, world: int, device: torch.device) -> int:
     return 0
 
 
+def _make_output() -> None:
+    folder = Path(FLAGS.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise ValueError(f"--output={folder}: {reason}; accepted: a folder, made if missing")
+
+
 def _sample(model, batch: list[Sample], rng: Rng, options, edit):
     """One batch, filled up to one shape where compiled code and equal rounding want that."""
     count = len(batch)
@@ -176,7 +187,9 @@ def _sample(model, batch: list[Sample], rng: Rng, options, edit):
 
 
 def _labels(num_classes: int) -> list[int]:
-    text = FLAGS.labels or ("90" if num_classes == imagenet.NUM_CLASSES else "0")
+    text = FLAGS.labels
+    if text is None:
+        text = "90" if num_classes == imagenet.NUM_CLASSES else "0"
     try:
         return imagenet.parse_labels(text, num_classes)
     except ValueError as error:

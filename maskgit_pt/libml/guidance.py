@@ -44,7 +44,7 @@ def _power(schedule: str) -> float:
         value = float(power or _DEFAULT_POWER)
     except ValueError:
         value = 0.0
-    if name or not schedule or not value > 0:
+    if name or not schedule or not 0 < value < math.inf:
         raise ValueError(f"guidance schedule is {schedule!r}; known: {', '.join(SCHEDULES)}")
     return value
 

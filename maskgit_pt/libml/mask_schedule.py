@@ -48,9 +48,12 @@ def schedule(ratio: float | Tensor, total_unknown: int | Tensor, method: str = "
 
 def _exponent(method: str) -> float:
     try:
-        return float(method.removeprefix("pow"))
+        exponent = float(method.removeprefix("pow"))
     except ValueError:
-        raise ValueError(f"mask schedule is {method!r}; known: {', '.join(METHODS)}") from None
+        exponent = 0.0
+    if not 0 < exponent < math.inf:
+        raise ValueError(f"mask schedule is {method!r}; known: {', '.join(METHODS)}")
+    return exponent
 
 
 def _with_log2(ratio: Tensor, total_unknown: int | Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ Axes: B batch, n image tokens (h*w, no class token), K codes.
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +35,12 @@ class State:
     unknown: Tensor
     guess: Tensor
     plan: Any = None
+
+
+def check_choice_temperature(value: float) -> None:
+    """Raises ValueError unless 0 <= value < infinity."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"choice_temperature is {value}; accepted: 0 or more")
 
 
 class Sampler(abc.ABC):

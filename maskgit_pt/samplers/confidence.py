@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maskgit_pt.libml.rng import Noise
-from maskgit_pt.samplers.base import Sampler, State
+from maskgit_pt.samplers.base import Sampler, State, check_choice_temperature
 
 # Share of the tokens that a step decides, before normalisation, at r falling from 1 to 0.
 SCHEDULES = {
@@ -49,6 +49,7 @@ class ConfidenceSampler(Sampler):
             raise ValueError(f"schedule is {self.schedule!r}; known: {', '.join(SCHEDULES)}")
         if self.choice not in CHOICES:
             raise ValueError(f"choice is {self.choice!r}; known: {', '.join(CHOICES)}")
+        check_choice_temperature(self.choice_temperature)
 
     def counts(self, tokens: int) -> list[int]:
         """How many tokens each step decides; sums to `tokens`.

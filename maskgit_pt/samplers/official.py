@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maskgit_pt.libml import mask_schedule, parallel_decode
 from maskgit_pt.libml.rng import JaxNoise, Noise
-from maskgit_pt.samplers.base import Sampler, State
+from maskgit_pt.samplers.base import Sampler, State, check_choice_temperature
 
 
 @dataclasses.dataclass
@@ -31,6 +31,7 @@ class OfficialSampler(Sampler):
 
     def __post_init__(self):
         mask_schedule.schedule(0.5, 16, self.schedule)  # complains about an unknown one
+        check_choice_temperature(self.choice_temperature)
 
     def begin(self, tokens: Tensor) -> State:
         state = super().begin(tokens)

@@ -49,6 +49,7 @@ def test_one_step_has_full_guidance(schedule):
         "linear-s",
         "power-cosinex",
         "power-cosine0",
+        "power-cosineinf",
         "power-cosine-1",
         "4power-cosine",
     ],

@@ -57,6 +57,11 @@ def test_files(tmp_path, capsys):
     assert "5 images" in capsys.readouterr().out
 
 
+def test_grid_of_one_sample_a_class(tmp_path):
+    assert call("--labels=all", "--num_samples=10", "--steps=1", f"--output={tmp_path}") == 0
+    assert Image.open(tmp_path / "grid.png").size == (8 * 18 - 2, 2 * 18 - 2)
+
+
 def test_a_sample_depends_on_its_index_alone(tmp_path):
     """Other batches, an interruption, a larger set, another number of processes: the same bytes."""
     options = ["--labels=1-3", "--steps=5", "--num_samples=7"]
@@ -94,6 +99,28 @@ def test_finished_samples_are_not_made_again(tmp_path):
     (tmp_path / "class0001_000002.png").unlink()
     assert call(*options) == 0
     assert path.stat().st_mtime_ns == before and (tmp_path / "class0001_000002.png").exists()
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    options = ["--labels=1", "--steps=3", "--num_samples=2", f"--output={tmp_path}"]
+    assert call(*options) == 0
+    expected = files(tmp_path)
+    for name in (
+        ".class0001_000000.png.77.tmp",
+        ".samples.npz.77.tmp",
+        ".class0001_000001_steps.gif.7.tmp",
+    ):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".mine.7.tmp").write_bytes(b"")
+    assert call(*options) == 0
+    assert files(tmp_path) == expected | {".mine.7.tmp": b""}
+    assert (
+        call("--labels=2", "--steps=3", "--num_samples=1", "--nonpz", "--overwrite", options[-1])
+        == 0
+    )
+    assert set(files(tmp_path)) == {
+        "class0002_000000.png", "grid.png", "tokens.npy", "settings.json", ".mine.7.tmp"
+    }  # fmt: skip
 
 
 def test_official_procedure(tmp_path):
@@ -174,12 +201,17 @@ def test_edit_with_mask_and_extension(tmp_path):
     [
         (["--labels=10"], 1, "--labels: label '10' is outside the classes; accepted: ids 0 to 9"),
         (["--labels=lorikeet"], 1, "10 classes"),
+        (["--labels="], 1, "--labels: the list of labels is empty"),
         (["--steps=0"], 2, "--steps"),
         (["--steps=17"], 1, "steps is 17; accepted: 1 to 16, the number of tokens"),
         (["--schedule=sine"], 1, "'sine'"),
         (["--sampler=halton", "--choice_temperature=1"], 1, "has no choice_temperature"),
         (["--guidance=1", "--guidance_schedule=rising"], 1, "guidance schedule is 'rising'"),
         (["--softmax_temperature=0"], 1, "softmax_temperature is 0.0; accepted: above 0"),
+        (["--softmax_temperature=inf"], 1, "softmax_temperature is inf"),
+        (["--guidance=nan"], 1, "guidance is nan; accepted: 0 or more"),
+        (["--choice_temperature=nan"], 1, "choice_temperature is nan; accepted: 0 or more"),
+        (["--schedule=pow-1"], 1, "mask schedule is 'pow-1'"),
         (["--device=cuda:99"], 1, "--device=cuda:99 cannot be used here"),
         (["--device=abacus"], 1, "--device=abacus cannot be used here"),
         (["--box=1,2,3,4"], 2, "belong to --edit"),
@@ -188,10 +220,11 @@ def test_edit_with_mask_and_extension(tmp_path):
         ([PHOTO, "--labels=1", "--box=0,0,513,10"], 1, "outside the picture of 512 x 512"),
         ([PHOTO, "--labels=1", "--box=0,0,5"], 1, "top,left,height,width"),
         ([PHOTO, "--labels=1", "--extend=1,2"], 1, "--extend is '1,2'"),
+        ([PHOTO, "--labels=1", "--extend=0,0,0,0"], 1, "0 or more, not all 0"),
         (["--edit=no.png", "--labels=1", "--box=0,0,5,5"], 1, "no.png"),
         (["--partitionable"], 2, "--rng=jax"),
         (["--model=/no/such"], 1, "/no/such: no such folder"),
-        (["--output=/dev/null/x"], 1, "/dev/null"),
+        (["--output=/dev/null/x"], 1, "--output=/dev/null/x: Not a directory"),
         (["stray"], 2, "stray"),
     ],
 )
