@@ -6,8 +6,8 @@
 Cost: 2,000,000 steps of 256 images are 658 EFLOP: 1,172 A100-hours at half of the peak rate (312 TFLOP/s).
 Expected: FID 7.32 after 12 steps of the official sampler without guidance, as published; not repeated here.
 
-See `official256.py` for what was not published. An 80 GB GPU holds about 32 images; with fewer GPUs raise
---config.accumulation_steps, which changes nothing but the time.
+See `official256.py` for what was not published. An 80 GB GPU holds about 20 images (estimated); raise
+--config.accumulation_steps where that is too few: it changes nothing but the time.
 """
 
 import ml_collections
