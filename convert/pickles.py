@@ -6,8 +6,9 @@ tensors) and makes that itself; an object of any other class becomes an inert `T
 calls what no file of weights needs is `Refused` with the name of it. Python's own unpickler is not
 used, not even restricted: it believes the sizes that a pickle states.
 
-`torch_file` reads with this what `torch.load(weights_only=True)` reads, and the files that it
-refuses for harmless objects among their settings.
+`torch_file` reads with this what `torch.load(weights_only=True)` reads, to the same tensors, and the
+files that it refuses for harmless objects among their settings. It does not come first: a deflated
+archive it unpacks, a thousand times as large as the file, and memory it takes as a pickle asks.
 """
 
 import _compat_pickle
