@@ -1,9 +1,11 @@
+import re
+
 import pytest
-from training import RECIPE, tiny_config
+from training import RECIPE, ROOT, tiny_config
 
 from maskgit_pt.command_line import UsageError
 from train import __main__ as program
-from train import autoencoding, masked_tokens, settings
+from train import autoencoding, masked_tokens, networks, settings
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,22 @@ def test_a_run_keeps_its_settings(tmp_path):
     settings.keep(tiny_config("y", num_train_steps=99, log_every_steps=7), tmp_path)
     with pytest.raises(ValueError, match="this run has optimizer.lr 0.001, now it is 0.5"):
         settings.keep(tiny_config("x", **{"optimizer.lr": 0.5}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["official256", "official512", "besnier256", "besnier512", "best256"]
+)
+def test_a_recipe_states_its_cost(recipe):
+    path = ROOT / "train" / "configs" / f"{recipe}.py"
+    config = settings.load_file(str(path))
+    work = networks.work_per_image(config, 1024, (config.image_size // 16) ** 2)
+    work *= config.num_train_steps * config.batch_size
+    text = " ".join(path.read_text().split())
+    assert f"--config=train/configs/{recipe}.py" in text and "Expected: " in text
+    told = re.search(r"are (\S+) EFLOP: (\S+) A100-hours at half of the peak rate", text)
+    exaflop, hours = (float(number.replace(",", "")) for number in told.groups())
+    assert exaflop == pytest.approx(work / 1e18, abs=0.6)
+    assert hours == pytest.approx(work / 156e12 / 3600, abs=0.6)
 
 
 def test_all_recipes_are_valid():
