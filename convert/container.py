@@ -8,7 +8,7 @@ from typing import Any
 
 from convert import safetensors_file, torch_file
 from convert.flax_scanner import printable
-from convert.pickles import Thing
+from convert.pickles import Name, Thing
 from convert.rules import abbreviate
 from convert.torch_file import Storage, StoredTensor
 
@@ -130,6 +130,8 @@ def _is_plain(value: Any) -> bool:
 def _describe(value: Any) -> str:
     if isinstance(value, Thing):
         return f"an object of {value.kind}"
+    if isinstance(value, Name):
+        return f"the name of {value}"
     if isinstance(value, StoredTensor):
         return f"a tensor {list(value.shape)}"
     size = f" of {len(value):,}" if isinstance(value, dict | list | tuple) else ""

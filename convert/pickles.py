@@ -73,10 +73,10 @@ _ALIASES = {"posix": "os", "nt": "os"}
 # list need not be complete, as nothing is ever called: it decides what is reported.
 _ACTING = frozenset(
     """
-    _io _operator _pickle _posixsubprocess _socket _thread _winapi aiohttp antigravity asyncio
+    _io _operator _pickle _posixsubprocess _sitebuiltins _socket _thread _winapi aiohttp antigravity asyncio
     atexit bdb builtins cProfile code codeop commands concurrent ctypes cffi distutils doctest
     dill cloudpickle ensurepip faulthandler fileinput ftplib gc glob httpx http idlelib imaplib
-    imp importlib inspect io joblib linecache marshal mmap msilib multiprocessing nntplib
+    imp importlib inspect io jinja2 joblib linecache logging marshal mmap msilib multiprocessing nntplib
     ntpath numexpr operator os pdb pickle pickletools pip pkgutil poplib popen2 posixpath
     profile pty pydoc requests resource runpy setuptools shelve shutil signal site smtplib socket
     socketserver sqlite3 ssl subprocess sys sysconfig tarfile telnetlib tempfile test threading timeit

@@ -5,6 +5,7 @@ import collections
 import datetime
 import functools
 import io
+import logging
 import os
 import pathlib
 import pickle
@@ -68,6 +69,7 @@ ATTACKS = {
     "zeros": (Call(torch.zeros, 10**12), "tries to run torch._C._VariableFunctionsClass.zeros"),
     "numbers": (Call(torch.FloatTensor, 10**12), "tries to run torch.FloatTensor"),
     "numpy": (Call(np.zeros, 10**12), "tries to run numpy.zeros"),
+    "log": (Call(logging.FileHandler, "HARM"), "tries to run logging.FileHandler"),
     "unknown": (Call(zlib.decompress, b"x"), "tries to run zlib.decompress"),
 }
 
@@ -361,6 +363,25 @@ def test_zip_bombs(tmp_path):
     huge[end + 12 : end + 16] = b"\xff\xff\xff\x7f"
     with pytest.raises(ValueError, match="directory takes 2,147,483,647 bytes"):
         zip_file.read_directory(io.BytesIO(bytes(huge)), len(huge))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["x/data.pkl", "x/data.pkl"], "two members of one name"),
+        (["x/data.pkl", "y/data.pkl"], "has 2 members data.pkl; accepted: one"),
+        (["../../../HARM/data.pkl"], "holds no tensors by name; it has a (the name of os.system)"),
+        (["x/data.pkl", "x/constants.pkl"], "is a TorchScript program"),
+    ],
+)
+def test_members_of_archives(names, reason, tmp_path, capsys, monkeypatch):
+    """Nothing is unpacked; a name that is not called does nothing and is told."""
+    monkeypatch.setattr(sys, "argv", ["convert"])
+    with zipfile.ZipFile(tmp_path / "file", "w") as file:
+        for name in names:
+            file.writestr(name, b"\x80\x02}X\1\0\0\0acposix\nsystem\ns.")
+    assert reason in refusal(tmp_path / "file", capsys)
 
 
 def test_truncated_anywhere(tmp_path, foreign_files):
