@@ -22,6 +22,7 @@ from maskgit_pt.nets.vqgan_tokenizer import QUANTIZERS, VQVAE
 from train import data, distributed, evaluation, optimizers, perceptual, randomness, settings
 from train.configs import tokenizer_defaults
 from train.distributed import Processes
+from train.evaluation.reference import load_reference
 from train.reports import Metrics
 from train.state import TrainState, whole_weights
 from train.work import count_operations
@@ -115,7 +116,9 @@ class Autoencoding:
         self.perceptual = perceptual.load(config, processes.device)
         self.batches = data.open_images(config)
         self.batches.share = data.Share(config.batch_size, processes.rank, processes.world_size)
-        self._workers: evaluation.Workers | None = None
+        self._eval_images = None
+        if config.eval_images:  # complains before hours of training
+            self._eval_images = evaluation.open_source(config.eval_images, config.image_size)
 
     def describe(self) -> dict[str, object]:
         """What `--dry_run` prints."""
@@ -190,7 +193,19 @@ class Autoencoding:
         self.optimizers = state.optimizers
         self.metrics = Metrics(names, device)
         state.sums = self.metrics.sums
+        self._scoring = self._reference = None
+        if self._eval_images is not None:
+            self._scoring = self._make_scoring()
         return state
+
+    def _make_scoring(self) -> evaluation.Context:
+        """What scores are computed with: the same throughout the run, and had before it."""
+        config = self.config
+        return evaluation.Context.make(
+            None if config.eval_features == "off" else config.eval_features,
+            config.inception_weights or None,
+            device=self.processes.device,
+        )
 
     def _spread(self, module: nn.Module) -> nn.Module:
         return distributed.parallelize(module, [], self.processes, "ddp", torch.float32)
@@ -308,23 +323,23 @@ class Autoencoding:
         Raises:
           FileNotFoundError, ValueError: see `train.evaluation.evaluate_tokenizer`.
         """
-        config = self.config
-        if not config.eval_images:
+        if self._scoring is None:
             return {}
-        if self._workers is None:
-            self._workers = evaluation.Workers()
         metrics = ["psnr", "codebook_usage", "perplexity"]
-        if config.image_size >= evaluation.reconstruction.SSIM_WINDOW:
-            metrics.append("ssim")
+        if self._scoring.extractor is not None:
+            metrics.append("rfid")
+            self._reference = self._reference or load_reference(  # computed once a run
+                self._eval_images, self._scoring, self._eval_images, with_features=False
+            )
+        metrics += ["ssim"] * (self.config.image_size >= evaluation.reconstruction.SSIM_WINDOW)
         found = evaluation.evaluate_tokenizer(
             self.average.model if self.average else self.tokenizer,
-            config.eval_images,
-            image_size=config.image_size,
-            metrics=metrics if config.eval_features == "off" else ["rfid", *metrics],
-            features=None if config.eval_features == "off" else config.eval_features,
-            inception_weights=config.inception_weights or None,
+            self._eval_images,
+            self._reference,
+            metrics=metrics,
+            features=self._scoring.extractor,
             device=self.processes.device,
-            workers=self._workers,
+            workers=self._scoring.workers,
         )
         return {f"eval_{name}": value for name, value in found.metrics.items()}
 

@@ -220,6 +220,11 @@ def open_images(config: ml_collections.ConfigDict) -> ImageBatches:
     """
     data = config.data
     settings.check_choice(config, "data.crop", images_lib.CROPS)
+    if not data.images:
+        raise ValueError(
+            "config.data.images is not set; accepted: a folder with a folder a class, ImageNet as Kaggle "
+            "has it (with config.data.split), or WebDataset tar files"
+        )
     collection = images_lib.open_images(data.images, data.split or None)
     _check_labels(config, len(collection.class_names), data.images)
     return ImageBatches(collection, config.image_size, data.crop, config.batch_size, config.seed)

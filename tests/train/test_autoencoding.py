@@ -137,7 +137,17 @@ def test_scores_on_images_that_are_not_trained_on(images, tmp_path, small_discri
     scored = [line for line in curve(tmp_path) if "eval_psnr" in line]
     assert [line["step"] for line in scored] == [3, 6]
     assert 0 < scored[-1]["eval_psnr"] < 60 and 0 < scored[-1]["eval_codebook_usage"] <= 1
-    assert any("rfid" in name.lower() or "frechet" in name.lower() for name in scored[-1])
+    assert "eval_pixels_reconstruction_frechet_distance" in scored[-1]
+
+
+def test_what_scores_need_is_missed_before_training(images, tmp_path, small_discriminator):
+    config = config_of(images, eval_images=str(tmp_path / "nowhere"))
+    with one_process() as processes:
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            loop.make_task(config, processes)
+        config.update(eval_images=str(images), inception_weights=str(tmp_path / "no.pth"))
+        with pytest.raises(FileNotFoundError, match="no.pth: no such file"):
+            loop.make_task(config, processes).start()
 
 
 def test_export(images, tmp_path, small_discriminator):
@@ -249,6 +259,7 @@ def test_bad_settings(images):
             ({"vqgan.loss_type": "wgan"}, "config.vqgan.loss_type is 'wgan'"),
             ({"vqvae.norm_type": "BN"}, "norm_type is 'BN'"),
             ({"data.crop": "middle"}, "config.data.crop is 'middle'; accepted: center"),
+            ({"data.images": ""}, "config.data.images is not set; accepted: a folder"),
         ):
             with pytest.raises(ValueError, match=message):
                 loop.make_task(config_of(images, **changes), processes)
