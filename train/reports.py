@@ -235,14 +235,20 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) 
 
 
 def _rate(device: torch.device, dtype: torch.dtype, size: int, calls: int, seconds: float) -> float:
-    """Operations a second, over at least so many calls, and seconds."""
+    """Operations a second, over so many calls at a time for so many seconds.
+
+    On average; on a CPU, which other programs use as well, at best.
+    """
     a = torch.randn(size, size, device=device, dtype=dtype)
     out = torch.empty_like(a)
-    start, done = time.perf_counter(), 0
-    while done == 0 or time.perf_counter() - start < seconds:
+    times, start = [], time.perf_counter()
+    while not times or sum(times) < seconds:
         for _ in range(calls):
             torch.mm(a, a, out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        done += calls
-    return 2 * size**3 * done / (time.perf_counter() - start)
+        now = time.perf_counter()
+        times.append(now - start)
+        start = now
+    typical = min(times) if device.type == "cpu" else sum(times) / len(times)
+    return 2 * size**3 * calls / typical
