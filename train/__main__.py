@@ -21,6 +21,9 @@ Trains with the settings of a recipe (train/configs/*.py), e.g.
   torchrun --nproc_per_node=8 -m train --config=train/configs/best256.py --output=runs/best256 \\
       --config.data.tokens=tokens256
 
+--dry_run prints all settings; train/configs/defaults.py, and tokenizer_defaults.py for the tokenizer, explain
+them.
+
 The folder then holds config.json, checkpoints/, metrics.jsonl, tensorboard/ and pictures/. Run the same
 command again to go on from the newest checkpoint, on any number of processes. python -m train.plot draws
 the curves; python -m train.export makes a folder for from_pretrained.
