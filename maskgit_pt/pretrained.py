@@ -60,6 +60,7 @@ class PretrainedMixin:
         if found != cls.model_type:
             raise ValueError(
                 f"{config_path}: model_type is {found!r}; {cls.__name__} reads {cls.model_type!r}"
+                + ("" if found else f" (python -m convert --input={folder} makes such a folder)")
             )
         try:
             with without_values():
