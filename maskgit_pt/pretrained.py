@@ -268,6 +268,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # a full disk, say
+        if (
+            isinstance(error, OSError) and error.errno and error.filename is None
+        ):  # a full disk, say
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
