@@ -11,7 +11,6 @@ files that it refuses for harmless objects among their settings. It does not com
 archive it unpacks, a thousand times as large as the file, and memory it takes as a pickle asks.
 """
 
-import _compat_pickle
 import io
 import pickletools
 from collections import Counter
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convert.flax_scanner import printable
+from convert.pickle_names import Name, acts
 
 MAX_INSTRUCTIONS = 1_000_000  # Besnier & Chen's files, optimizer's state included, have some 40,000
 MAX_COPIED = 2**21  # elements of containers and of arguments, or 64 characters or bytes each
@@ -35,24 +35,6 @@ class Refused(PickleProblem):
     """The pickle calls what no file of weights needs; says what."""
 
 
-@dataclass(frozen=True)
-class Name:
-    """What a pickle refers to by its name: a class, a function."""
-
-    module: str
-    name: str
-
-    @property
-    def known(self) -> str:
-        """As Python 3 calls it: the older protocols write the names of Python 2."""
-        module, name = _compat_pickle.NAME_MAPPING.get((self.module, self.name), (None, self.name))
-        module = module or _compat_pickle.IMPORT_MAPPING.get(self.module, self.module)
-        return f"{_ALIASES.get(module, module)}.{name}"
-
-    def __str__(self) -> str:
-        return printable(self.known)
-
-
 @dataclass(eq=False)
 class Thing:
     """An object that is not looked into, and would only come to life if its class were imported."""
@@ -65,42 +47,6 @@ class Thing:
 
     def __repr__(self) -> str:  # never of what is in it, which may be nested without end
         return f"an object of {self.kind}"
-
-
-_ALIASES = {"posix": "os", "nt": "os"}
-
-# Modules that run programs or code, open files or connections, or reach for other functions. The
-# list need not be complete, as nothing is ever called: it decides what is reported.
-_ACTING = frozenset(
-    """
-    _io _operator _pickle _posixsubprocess _sitebuiltins _socket _thread _winapi aiohttp antigravity asyncio
-    atexit bdb builtins cProfile code codeop commands concurrent ctypes cffi distutils doctest
-    dill cloudpickle ensurepip faulthandler fileinput ftplib gc glob httpx http idlelib imaplib
-    imp importlib inspect io jinja2 joblib linecache logging marshal mmap msilib multiprocessing nntplib
-    ntpath numexpr operator os pdb pickle pickletools pip pkgutil poplib popen2 posixpath
-    profile pty pydoc requests resource runpy setuptools shelve shutil signal site smtplib socket
-    socketserver sqlite3 ssl subprocess sys sysconfig tarfile telnetlib tempfile test threading timeit
-    tkinter trace tracemalloc turtle types unittest urllib urllib2 urllib3 venv webbrowser winreg
-    wsgiref xmlrpc zipapp zipfile zipimport zipimporter
-    """.split()
-)
-# Functions that stand in state dicts and settings; what they make is inert here.
-_HARMLESS = frozenset(
-    """
-    builtins.complex builtins.getattr builtins.object builtins.range builtins.slice
-    collections.deque copyreg.__newobj__ copyreg.__newobj_ex__ copyreg._reconstructor
-    datetime.date datetime.datetime datetime.time datetime.timedelta datetime.timezone
-    functools.partial logging.getLogger operator.attrgetter operator.getitem operator.itemgetter
-    re._compile _operator.getitem types.GenericAlias
-    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
-    numpy.core.multiarray.scalar numpy._core.multiarray.scalar numpy.dtype numpy.float64 numpy.float32
-    numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
-    numpy.random._pickle.__bit_generator_ctor numpy.random._pickle.__generator_ctor
-    numpy.random._pickle.__randomstate_ctor numpy.random.__RandomState_ctor
-    torch.device torch.Size torch.Generator torch.serialization._get_layout types.SimpleNamespace
-    """.split()
-)
-_CLASSES_OF_TORCH = ("torch.nn.", "torch.optim.", "torch.distributed.", "torch.utils.data.")
 
 
 def _plain_list(items: Any = ()) -> list | tuple:
@@ -214,8 +160,8 @@ class Machine:
             return self._build_known(builder, arguments)
         if known.startswith("torch._utils._rebuild_"):  # of kinds that no weights here have
             return self._thing(function, arguments)
-        if known not in _HARMLESS and _acts(function, called=True):
-            raise Refused(f"its pickle tries to run {_both_names(function)}")
+        if acts(function, called=True):
+            raise Refused(f"its pickle tries to run {function.in_full}")
         if known == "copyreg._reconstructor":
             function = arguments[0]
         return self._thing(function, arguments)
@@ -227,8 +173,8 @@ class Machine:
         known = kind.known
         if known in _BUILDERS:
             return self._build_known(_BUILDERS[known], arguments)
-        if known not in _HARMLESS and _acts(kind, called=False):
-            raise Refused(f"its pickle tries to make a {_both_names(kind)}")
+        if acts(kind, called=False):
+            raise Refused(f"its pickle tries to make a {kind.in_full}")
         return self._thing(kind, arguments)
 
     def _build_known(self, builder: Callable, arguments: Any) -> Any:
@@ -358,19 +304,6 @@ def _key(key: Any) -> Any:
     raise TypeError
 
 
-def _acts(what: Name, called: bool) -> bool:
-    """Whether calling (or only making) it is more than making an object of some class."""
-    module = what.known.removesuffix(f".{what.name}")
-    if module.partition(".")[0].lstrip("_") in _ACTING or module.partition(".")[0] in _ACTING:
-        return True
-    if module == "torch" or "." in what.name and module.startswith("torch"):
-        return called
-    is_class = what.name.rpartition(".")[2].lstrip("_")[:1].isupper()
-    if module.startswith("torch.") and not module.startswith(_CLASSES_OF_TORCH):
-        return called
-    return called and not is_class
-
-
 def _result(what: Any) -> str:
     """Names what is called although it is itself the result of a call."""
     if isinstance(what, Thing) and what.kind.name == "getattr" and len(what.arguments) == 2:
@@ -379,12 +312,6 @@ def _result(what: Any) -> str:
         if isinstance(owner, Name) and isinstance(attribute, str):
             return f"{owner}.{printable(attribute[:80])}"
     return f"the result of {what.kind}" if isinstance(what, Thing) else "what is no function"
-
-
-def _both_names(what: Name) -> str:
-    """ "os.system", as it is known, and "posix.system", as it stands in the file."""
-    written = printable(f"{what.module}.{what.name}")
-    return str(what) if str(what) == written else f"{what} ({written})"
 
 
 _PUSHES = frozenset(
