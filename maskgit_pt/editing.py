@@ -30,21 +30,25 @@ class Crop:
 
 def box_tokens(start: int, length: int, patch: int, side: int) -> slice:
     """The tokens that a stretch of pixels masks, with a margin of one token, as official."""
-    # OFFICIAL QUIRK: the end counts whole tokens of start and of length apart, so a box that is not
-    # aligned may end one token early; the margin of one token covers it.
+    # OFFICIAL QUIRK: the end counts whole tokens of start and of length apart, so the margin after a box
+    # that is not aligned may be missing, and up to 14 of its pixels with it.
     stop = length // patch + start // patch + 1
     return slice(max(0, start // patch - 1), min(side, stop))
 
 
 def box_token_mask(box: Bbox, crop: Crop, image_size: int, patch: int) -> Tensor:
-    """The tokens bool [h, w] of a box given in pixels of the picture; official where crop and model agree."""
+    """The tokens bool [h, w] that a box in pixels of the picture masks, with a margin of one token.
+
+    Those of the official code where the crop has the model's size; at other sizes all that the box touches.
+    """
     side = image_size // patch
-    scale = image_size / crop.size
 
     def stretch(start: int, length: int) -> slice:
-        first = int(np.floor(start * scale))
-        last = int(np.ceil((start + length) * scale))
-        return box_tokens(first, last - first, patch, side)
+        if crop.size == image_size:
+            return box_tokens(start, length, patch, side)
+        first = start * image_size // (crop.size * patch)
+        last = -(-(start + length) * image_size // (crop.size * patch))  # rounded up
+        return slice(max(0, first - 1), min(side, last + 1))
 
     mask = torch.zeros(side, side, dtype=torch.bool)
     mask[stretch(box.top - crop.top, box.height), stretch(box.left - crop.left, box.width)] = True

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -530,7 +530,7 @@ def _as_picture(image: Any) -> np.ndarray:
     """uint8 [H, W, 3] of a picture, its path, an array or a tensor."""
     if isinstance(image, str | os.PathLike):
         with Image.open(image) as file:
-            image = file.convert("RGB")
+            image = ImageOps.exif_transpose(file)  # as viewers show it
     if isinstance(image, Image.Image):
         image = image.convert("RGB")
     if isinstance(image, Tensor):

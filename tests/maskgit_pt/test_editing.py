@@ -49,6 +49,21 @@ def test_box_tokens_at_the_models_size_are_official():
     assert torch.equal(editing.box_token_mask(double, Crop(10, 20, 512), 256, 16), official)
 
 
+@pytest.mark.parametrize("size", [7, 100, 255, 300, 512])
+def test_box_tokens_at_other_sizes_cover_the_box(size):
+    rng = np.random.default_rng(size)
+    for _ in range(50):
+        top, left = rng.integers(0, size, 2)
+        height, width = rng.integers(1, size - top + 1), rng.integers(1, size - left + 1)
+        box = Bbox(int(top), int(left), int(height), int(width))
+        pixels = editing.box_mask(box, (size, size))
+        tokens = editing.box_token_mask(box, Crop(0, 0, size), 256, 16)
+        covering = editing.pixel_token_mask(pixels, Crop(0, 0, size), 16)
+        assert (tokens | ~covering).all()
+    whole = editing.box_token_mask(Bbox(0, 0, size, size), Crop(0, 0, size), 256, 16)
+    assert whole.all()
+
+
 @pytest.mark.parametrize("size", [64, 200])
 def test_paste_keeps_what_is_not_blended(size):
     rng = np.random.default_rng(0)
