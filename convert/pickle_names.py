@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from convert.flax_scanner import printable
 
-_ALIASES = {"posix": "os", "nt": "os"}
+_ALIASES = {"posix": "os", "nt": "os", "_operator": "operator", "_functools": "functools"}
 
 # Modules that run programs or code, open files or connections, or reach for other functions. The
 # list need not be complete, as nothing is ever called: it decides what is reported.
@@ -26,10 +26,11 @@ _ACTING = frozenset(
 _HARMLESS = frozenset(
     """
     builtins.complex builtins.getattr builtins.object builtins.range builtins.slice
+    builtins.type
     collections.deque copyreg.__newobj__ copyreg.__newobj_ex__ copyreg._reconstructor
     datetime.date datetime.datetime datetime.time datetime.timedelta datetime.timezone
     functools.partial logging.getLogger operator.attrgetter operator.getitem operator.itemgetter
-    re._compile _operator.getitem types.GenericAlias
+    re._compile types.GenericAlias
     numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
     numpy.core.multiarray.scalar numpy._core.multiarray.scalar numpy.dtype numpy.float64 numpy.float32
     numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer

@@ -69,6 +69,13 @@ def _plain_bytes(data: Any = b"", encoding: Any = None) -> bytes:
     raise Refused(f"its pickle asks for a buffer{size}, which no file of weights does")
 
 
+def _union(function: Any = None, *_: Any) -> Thing:
+    """`int | None`, which is pickled as `functools.reduce(operator.or_, (int, NoneType))`."""
+    if not isinstance(function, Name) or function.known != "operator.or_":
+        raise Refused(f"its pickle tries to run functools.reduce of {function}")
+    return Thing(function)
+
+
 # What is made here in place of the function's result.
 _BUILDERS: dict[str, Callable] = {
     "collections.OrderedDict": _plain_dict,
@@ -79,6 +86,7 @@ _BUILDERS: dict[str, Callable] = {
     "builtins.set": _plain_list,
     "builtins.frozenset": _plain_list,
     "builtins.tuple": _plain_list,
+    "functools.reduce": _union,
     "_codecs.encode": _plain_bytes,
     "builtins.bytearray": _plain_bytes,
     "builtins.bytes": _plain_bytes,

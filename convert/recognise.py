@@ -63,8 +63,12 @@ def describe_stranger(path: Path, head: bytes) -> str | None:
 
 
 def is_pickle(head: bytes) -> bool:
-    """Whether a file may be a bare pickle; of protocol 0, which is text, many a text may be one."""
-    return head[:1] == b"\x80" and head[1:2] <= b"\x05" or head[:1] in (b"(", b"]", b"}", b"c")
+    """Whether a file may be a bare pickle: begins with a protocol, a container, a name or a text.
+
+    Many a text begins so too, as protocol 0 is text.
+    """
+    starts = (b"(", b"]", b"}", b"c", b"S", b"U", b"V", b"X", b"\x8c")
+    return head[:1] == b"\x80" and head[1:2] <= b"\x05" or head[:1] in starts
 
 
 def _describe_folder(path: Path) -> str:

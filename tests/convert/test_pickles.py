@@ -13,6 +13,7 @@ import random
 import struct
 import subprocess
 import sys
+import typing
 import zipfile
 import zlib
 from pathlib import Path
@@ -69,6 +70,10 @@ ATTACKS = {
     "zeros": (Call(torch.zeros, 10**12), "tries to run torch._C._VariableFunctionsClass.zeros"),
     "numbers": (Call(torch.FloatTensor, 10**12), "tries to run torch.FloatTensor"),
     "numpy": (Call(np.zeros, 10**12), "tries to run numpy.zeros"),
+    "reduce": (
+        Call(functools.reduce, os.system, ["touch HARM"]),
+        "tries to run functools.reduce of",
+    ),
     "log": (Call(logging.FileHandler, "HARM"), "tries to run logging.FileHandler"),
     "unknown": (Call(zlib.decompress, b"x"), "tries to run zlib.decompress"),
 }
@@ -114,7 +119,12 @@ def test_nothing_is_run(name, packed, tmp_path, capsys, monkeypatch):
 def test_text_pickle_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["convert"])
     file = tmp_path / "file.ckpt"
-    for text in (b"cos\nsystem\n(S'touch HARM'\ntR.", b"(S'touch HARM'\nios\nsystem\n."):
+    for text in (
+        b"cos\nsystem\n(S'touch HARM'\ntR.",
+        b"(S'touch HARM'\nios\nsystem\n.",
+        b"\x8c\x02os\x8c\x06system\x93\x8c\x01a\x85R.",
+        b"Vos\nVsystem\n\x93)R.",
+    ):
         file.write_bytes(text)
         assert "tries to run os.system" in refusal(file, capsys)
 
@@ -138,6 +148,7 @@ def settings() -> dict:
         "complex": 1j,
         "slice": slice(1, 2),
         "long": 2**200,
+        "types": [typing.Any, dict[str, int], int | None, typing.Union[int, str]],  # noqa: UP007
         "module": torch.nn.Linear(2, 2),
     }
     return values
@@ -153,7 +164,7 @@ def test_harmless_objects_stay_inert(legacy, tmp_path, foreign_files, monkeypatc
     with pytest.raises(pickle.UnpicklingError):
         torch.load(file, weights_only=True)
     summary = convert.convert(file, tmp_path / "out")
-    assert summary.warnings == ("left out: hyper_parameters (a dict of 17)",)
+    assert summary.warnings == ("left out: hyper_parameters (a dict of 18)",)
     ours = convert.read_flat(tmp_path / "out")
     expected = convert.read_flat(foreign_files / "formats" / "mage_vqgan.ckpt")
     assert all(np.array_equal(ours[key], expected[key]) for key in expected)
