@@ -36,6 +36,7 @@ _HARMLESS = frozenset(
     numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
     numpy.random._pickle.__bit_generator_ctor numpy.random._pickle.__generator_ctor
     numpy.random._pickle.__randomstate_ctor numpy.random.__RandomState_ctor
+    numpy.random.bit_generator.__pyx_unpickle_SeedSequence numpy.ma.core._mareconstruct
     torch.device torch.Size torch.Generator torch.serialization._get_layout types.SimpleNamespace
     """.split()
 )
@@ -68,7 +69,11 @@ class Name:
 
 def acts(what: Name, called: bool) -> bool:
     """Whether calling (or only making) it is more than making an object of some class."""
-    if what.known in _HARMLESS:
+    if (
+        what.known in _HARMLESS
+        or what.known.startswith("builtins.")
+        and what.name.endswith("Error")
+    ):
         return False
     module = what.known.removesuffix(f".{what.name}")
     if module.partition(".")[0].lstrip("_") in _ACTING or module.partition(".")[0] in _ACTING:

@@ -43,6 +43,9 @@ _STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
     "UntypedStorage": "uint8",
+    "QInt8Storage": "int8",  # of quantized tensors, which stay inert
+    "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
 }
 
 
@@ -282,7 +285,12 @@ def _tensor_v3(
     return _checked(StoredTensor(storage, name, start, _sizes(shape), _sizes(stride)))
 
 
-_DTYPES = frozenset(_STORAGES.values()) | {"uint16", "uint32", "uint64"}
+# Those without a storage of their own name; older versions of PyTorch lack some.
+_DTYPES = frozenset(_STORAGES.values()) | {
+    name
+    for name in dir(torch)
+    if name in ("uint16", "uint32", "uint64") or re.fullmatch(r"float8_\w+", name)
+}
 
 
 def _checked(tensor: StoredTensor) -> StoredTensor:

@@ -148,6 +148,8 @@ def settings() -> dict:
         "complex": 1j,
         "slice": slice(1, 2),
         "long": 2**200,
+        "error": ValueError("x"),
+        "generator": np.random.default_rng(0),
         "types": [typing.Any, dict[str, int], int | None, typing.Union[int, str]],  # noqa: UP007
         "module": torch.nn.Linear(2, 2),
     }
@@ -164,7 +166,7 @@ def test_harmless_objects_stay_inert(legacy, tmp_path, foreign_files, monkeypatc
     with pytest.raises(pickle.UnpicklingError):
         torch.load(file, weights_only=True)
     summary = convert.convert(file, tmp_path / "out")
-    assert summary.warnings == ("left out: hyper_parameters (a dict of 18)",)
+    assert summary.warnings == ("left out: hyper_parameters (a dict of 20)",)
     ours = convert.read_flat(tmp_path / "out")
     expected = convert.read_flat(foreign_files / "formats" / "mage_vqgan.ckpt")
     assert all(np.array_equal(ours[key], expected[key]) for key in expected)
@@ -253,6 +255,7 @@ def test_every_kind_of_tensor(tmp_path):
             for dtype in (
                 torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int16,
                 torch.int32, torch.int64, torch.bool, torch.complex64, torch.uint16, torch.uint32,
+                torch.float8_e5m2,
             )
         },
     }  # fmt: skip
