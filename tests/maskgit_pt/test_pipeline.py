@@ -167,3 +167,14 @@ def test_bfloat16_on_a_cpu_without_units_for_it(model, tmp_path, monkeypatch):
             assert value.dtype == torch.bfloat16 and emulated[name].dtype == torch.float32
             assert torch.equal(emulated[name], value.float())
     assert loaded[False].generate(1, steps=2).images.dtype == torch.float32
+
+
+def test_a_photo_stands_as_viewers_show_it(model, tmp_path):
+    picture = Image.new("RGB", (60, 40))
+    picture.paste("red", (0, 0, 10, 40))
+    exif = picture.getexif()
+    exif[274] = 6  # turned to the right to be shown
+    picture.save(tmp_path / "turned.png", exif=exif)
+    shown = model.prepare_edit(tmp_path / "turned.png", box=(0, 0, 5, 5)).picture
+    assert shown.shape == (60, 40, 3)
+    assert (shown[:10] == (255, 0, 0)).all() and not shown[10:].any()
