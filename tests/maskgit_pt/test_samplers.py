@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from recorded import golden
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskgit_pt.libml import jax_random, parallel_decode
 from maskgit_pt.libml.rng import sample_noise
@@ -198,6 +199,40 @@ def test_half_precision_logits(configuration):
             tokens, lambda ids, step, dtype=dtype: random_logits(ids, step).to(dtype), source("key")
         )
         assert_whole(list(states), tokens)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a GPU would have to finish its work first: values that Python or a shape depends on."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert not name.startswith(self.WAITING), name
+        if name == "index":
+            assert all(i is None or i.dtype not in (torch.bool, torch.uint8) for i in args[1]), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rng", ["key", "generator", "sample"])
+@ALL
+def test_no_step_waits_for_the_device(configuration, rng):
+    tokens, waiting = start("uneven"), NoWaiting()
+    jax_random.gumbel(jax_random.PRNGKey(0), (1,))  # tries the device once a process
+
+    def predict(ids, step):
+        if step == 0:  # what comes before the first step may wait
+            waiting.__enter__()
+        return torch.zeros(*ids.shape, K)
+
+    states = build(configuration, 4).run(tokens, predict, source(rng))
+    try:
+        steps = sum(1 for _ in states)
+    finally:
+        waiting.__exit__(None, None, None)
+    assert steps == 4
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
+        tokens.sum().item()
 
 
 # Errors --------------------------------------------------------------------------------------------
