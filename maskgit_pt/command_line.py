@@ -5,6 +5,7 @@ although both have, say, a flag `--output`. Exit codes: 0 success, 1 a problem w
 wrong usage.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -37,13 +38,14 @@ def run(
       arguments: filled with the arguments that are no flags; None: there may be none.
 
     `ValueError`, `OSError` and `ImportError` (a missing extra) count as a problem with the input:
-    one line on standard error. Anything else is a bug and keeps its traceback.
+    one line on standard error. A reader of the output that leaves ends the program without a word.
+    Anything else is a bug and keeps its traceback.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    if any(arg in ("-h", "--help", "-help", "--helpfull") for arg in argv):
-        print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}")
-        return 0
     try:
+        if any(arg in ("-h", "--help", "-help", "--helpfull") for arg in argv):
+            print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}", flush=True)
+            return 0
         if check is not None:
             check(argv)
         flag_values.unparse_flags()
@@ -52,7 +54,12 @@ def run(
             arguments[:] = positional
         elif positional:
             raise UsageError(f"unexpected argument {positional[0]!r}; options start with --")
-        return main() or 0
+        code = main() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads the output, `| head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still in the buffer
+        return 141  # as a shell tells of SIGPIPE
     except (UsageError, flags.Error) as error:
         return _fail(program, f"{_one_line(error)} (see {program} --help)", 2)
     except (ValueError, OSError, ImportError) as error:

@@ -1,5 +1,6 @@
 """`python -m convert`: exit codes, what it prints and where."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -128,6 +129,19 @@ def test_list(run):
         assert ("a folder" if form.IS_FOLDER else "a file") in line and line.endswith(form.HOLDS)
         assert below.strip() == form.DESCRIPTION
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_nobody_reads_the_output():
+    """As with `| head`, which leaves after some lines."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command_line = [sys.executable, "-m", "convert", "--list"]
+    folder = Path(__file__).parents[2]
+    done = subprocess.run(
+        command_line, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=folder
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_inspect(run, google_file, kind, foreign_files, tmp_path):
