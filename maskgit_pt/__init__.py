@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 # the time of float32 decoding in the tokenizer went into handing out small pages.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-from maskgit_pt.nets.maskgit_transformer import Transformer
-from maskgit_pt.nets.vqgan_tokenizer import VQVAE
+# Noted before the slow imports below: `launch.end_with_torchrun` asks whether it has gone meanwhile.
+PARENT_PROCESS = os.getppid()
+
+from maskgit_pt.nets.maskgit_transformer import Transformer  # noqa: E402
+from maskgit_pt.nets.vqgan_tokenizer import VQVAE  # noqa: E402
 
 if TYPE_CHECKING:
     from maskgit_pt.pipeline import MaskGIT

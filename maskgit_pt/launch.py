@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
+from maskgit_pt import PARENT_PROCESS
+
 
 def pick_device(name: str | None, threads: int | None = None) -> torch.device:
     """The device that `--device` names, made current; under torchrun "cuda" is this process's own.
@@ -46,6 +48,8 @@ def end_with_torchrun() -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != PARENT_PROCESS:  # too late: it has gone already
+            os._exit(1)
 
 
 @contextlib.contextmanager
