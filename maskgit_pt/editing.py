@@ -5,11 +5,13 @@ ours.
 """
 
 import dataclasses
+import os
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from maskgit_pt.utils import Bbox
@@ -26,6 +28,74 @@ class Crop:
     def of(self, array: np.ndarray) -> np.ndarray:
         """This part of [H, W, ...]."""
         return array[self.top : self.top + self.size, self.left : self.left + self.size]
+
+
+@dataclasses.dataclass
+class Edit:
+    """A picture made ready for regenerating part of it.
+
+    Attributes:
+      picture: uint8 [H, W, 3].
+      crop: what of it the model sees.
+      token_mask: bool [h, w], what is regenerated.
+      tokens: int64 [h*w], -1 where masked.
+      weights: float32 [S, S], how much of the new image counts.
+    """
+
+    picture: np.ndarray
+    crop: Crop
+    token_mask: Tensor
+    tokens: Tensor
+    weights: Tensor
+
+    def finish(self, generated: Tensor) -> Tensor:
+        """The picture with a generated image [3, S, S], unclipped, blended in: float32 [3, H, W]."""
+        return paste(self.picture, self.crop, generated, self.weights)
+
+
+def with_defaults(decoding: dict[str, Any]) -> dict[str, Any]:
+    """12 steps from step 2 on, as official, where nothing else is asked for."""
+    if decoding.get("sampler", "official") == "official":
+        steps = decoding.get("steps") or 12
+        return {"start_step": min(2, steps - 1)} | decoding | {"steps": steps}
+    return decoding
+
+
+def as_picture(image: Any) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture, its path, an array or a tensor.
+
+    Raises:
+      ValueError: another shape or dtype.
+    """
+    if isinstance(image, str | os.PathLike):
+        with Image.open(image) as file:
+            image = ImageOps.exif_transpose(file)  # as viewers show it
+    if isinstance(image, Image.Image):
+        image = image.convert("RGB")
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    picture = np.asarray(image)
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ValueError(
+            f"image has shape {list(picture.shape)} and dtype {picture.dtype}; accepted: uint8 [H, W, 3]"
+        )
+    return picture
+
+
+def as_mask(mask: Any, shape: tuple[int, int]) -> np.ndarray:
+    """bool [H, W] of a picture or an array: uint8, 128 and more is True, or bool.
+
+    Raises:
+      ValueError: it is not of this shape.
+    """
+    array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
+    if array.shape != shape:
+        found = " x ".join(map(str, array.shape))
+        raise ValueError(
+            f"mask has {found} pixels (height x width); accepted: those of the picture, "
+            f"{shape[0]} x {shape[1]}"
+        )
+    return array if array.dtype == bool else array >= 128
 
 
 def box_tokens(start: int, length: int, patch: int, side: int) -> slice:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -267,7 +267,7 @@ class MaskGIT:
         """
         edit = self.prepare_edit(image, box=box, mask=mask, extend=extend)
         labels = self._labels(labels)
-        options = self.decoding(**edit_defaults(decoding))
+        options = self.decoding(**editing.with_defaults(decoding))
         noise = rng or sample_noise(seed, range(first_index, first_index + len(labels)))
         tokens = edit.tokens.expand(len(labels), -1)
         steps = {"return_steps": return_steps}
@@ -336,7 +336,7 @@ class MaskGIT:
           options: from `decoding`.
           tokens: int64 [B, h*w] to start from, -1 where unknown; default: all unknown.
           return_steps: as in `generate`.
-          clip: images to [0, 1]; False for `Edit.finish`, which clips after blending.
+          clip: images to [0, 1]; False for `editing.Edit.finish`, which clips after blending.
 
         Returns:
           As `generate`; on a GPU still being copied: call `wait()` before reading.
@@ -426,9 +426,9 @@ class MaskGIT:
     @torch.inference_mode()
     def prepare_edit(
         self, image: Any, *, box: Any = None, mask: Any = None, extend: Any = None
-    ) -> "Edit":
+    ) -> editing.Edit:
         """What `edit` works out of its arguments before anything is generated."""
-        picture = _as_picture(image)
+        picture = editing.as_picture(image)
         if sum(given is not None for given in (box, mask, extend)) != 1:
             raise ValueError("what to regenerate is not clear; accepted: one of box, mask, extend")
         shape = picture.shape[:2]
@@ -442,7 +442,7 @@ class MaskGIT:
             box = box if isinstance(box, Bbox) else Bbox(*box)
             pixels = editing.box_mask(box, shape)
         else:
-            pixels = _as_mask(mask, shape)
+            pixels = editing.as_mask(mask, shape)
         crop = editing.choose_crop(picture.shape[:2], pixels)
         if box is not None:
             patch = self.tokenizer.downsampling
@@ -453,7 +453,7 @@ class MaskGIT:
         tokens = self._encode(model_image[None])[0].cpu()
         tokens = tokens.masked_fill(masked, samplers.base.MASK).flatten()
         weights = editing.composite_mask(masked, self.image_size)
-        return Edit(picture, crop, masked, tokens, weights)
+        return editing.Edit(picture, crop, masked, tokens, weights)
 
     def _labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
         labels = torch.as_tensor(labels).long().cpu().reshape(-1)
@@ -463,37 +463,6 @@ class MaskGIT:
         if not len(labels):
             raise ValueError("no labels; accepted: one class id or several")
         return labels
-
-
-@dataclasses.dataclass
-class Edit:
-    """A picture made ready for regenerating part of it.
-
-    Attributes:
-      picture: uint8 [H, W, 3].
-      crop: what of it the model sees.
-      token_mask: bool [h, w], what is regenerated.
-      tokens: int64 [h*w], -1 where masked.
-      weights: float32 [S, S], how much of the new image counts.
-    """
-
-    picture: np.ndarray
-    crop: editing.Crop
-    token_mask: Tensor
-    tokens: Tensor
-    weights: Tensor
-
-    def finish(self, generated: Tensor) -> Tensor:
-        """The picture with a generated image [3, S, S], unclipped, blended in: float32 [3, H, W]."""
-        return editing.paste(self.picture, self.crop, generated, self.weights)
-
-
-def edit_defaults(decoding: dict[str, Any]) -> dict[str, Any]:
-    """12 steps from step 2 on, as official, where nothing else is asked for."""
-    if decoding.get("sampler", "official") == "official":
-        steps = decoding.get("steps") or 12
-        return {"start_step": min(2, steps - 1)} | decoding | {"steps": steps}
-    return decoding
 
 
 def _sizes(transformer: Transformer | BesnierTransformer, num_codes: int) -> tuple[int, int]:
@@ -524,32 +493,3 @@ def _join(results: list[Result]) -> Result:
         return None if parts[0] is None else torch.cat(parts)
 
     return Result(*(join(name) for name in ("images", "tokens", "masks", "guesses")))
-
-
-def _as_picture(image: Any) -> np.ndarray:
-    """uint8 [H, W, 3] of a picture, its path, an array or a tensor."""
-    if isinstance(image, str | os.PathLike):
-        with Image.open(image) as file:
-            image = ImageOps.exif_transpose(file)  # as viewers show it
-    if isinstance(image, Image.Image):
-        image = image.convert("RGB")
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    picture = np.asarray(image)
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ValueError(
-            f"image has shape {list(picture.shape)} and dtype {picture.dtype}; accepted: uint8 [H, W, 3]"
-        )
-    return picture
-
-
-def _as_mask(mask: Any, shape: tuple[int, int]) -> np.ndarray:
-    """bool [H, W]."""
-    array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
-    if array.shape != shape:
-        found = " x ".join(map(str, array.shape))
-        raise ValueError(
-            f"mask has {found} pixels (height x width); accepted: those of the picture, "
-            f"{shape[0]} x {shape[1]}"
-        )
-    return array if array.dtype == bool else array >= 128

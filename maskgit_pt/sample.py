@@ -129,7 +129,7 @@ def _generate(rank: int, world: int, device: torch.device) -> int:
     )
     labels = _labels(model.num_classes)
     edit = _edit(model)
-    options = model.decoding(**_decoding(editing=edit is not None))
+    options = model.decoding(**_decoding(is_edit=edit is not None))
     if FLAGS.compile:
         model.compile()
     folder = SampleFolder(
@@ -217,16 +217,16 @@ def _edit(model):
     return model.prepare_edit(FLAGS.edit, extend=[int(part) for part in parts])
 
 
-def _decoding(editing: bool) -> dict:
+def _decoding(is_edit: bool) -> dict:
     """The arguments of `MaskGIT.decoding`."""
-    from maskgit_pt.pipeline import edit_defaults
+    from maskgit_pt import editing
 
     names = (
         "sampler", "steps", "schedule", "choice_temperature", "choice", "remasking", "eta", "shift",
         "softmax_temperature", "guidance", "guidance_schedule", "start_step",
     )  # fmt: skip
     given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
-    return edit_defaults(given) if editing else given
+    return editing.with_defaults(given) if is_edit else given
 
 
 def _settings(labels: list[int], options, device: torch.device) -> dict:
