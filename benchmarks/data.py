@@ -32,11 +32,11 @@ sys.path[:] = [ROOT] + [path for path in sys.path if path != ROOT]  # runs from 
 from maskgit_pt import command_line as cl  # noqa: E402
 from maskgit_pt.configs import vqgan_config  # noqa: E402
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE  # noqa: E402
-from train import images as images_lib  # noqa: E402
-from train.encoding import Encoder  # noqa: E402
-from train.image_base import decode  # noqa: E402
+from train.data import images as images_lib  # noqa: E402
+from train.data.encoding import Encoder  # noqa: E402
+from train.data.image_base import decode  # noqa: E402
+from train.data.tokens import ShardWriter, TokenShards  # noqa: E402
 from train.randomness import generator  # noqa: E402
-from train.tokens import ShardWriter, TokenShards  # noqa: E402
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_integer("images", 1_280_000, "Images of the set of shards.", 1, flag_values=FLAGS)

@@ -42,10 +42,10 @@ sys.path[:] = [ROOT] + [path for path in sys.path if path != ROOT]  # runs from 
 
 from maskgit_pt import command_line as cl  # noqa: E402
 from train.configs import defaults  # noqa: E402
-from train.distributed import Processes  # noqa: E402
-from train.masked_tokens import MaskedTokens  # noqa: E402
-from train.reports import matrix_rate  # noqa: E402
-from train.tokens import ShardWriter  # noqa: E402
+from train.data.tokens import ShardWriter  # noqa: E402
+from train.run.distributed import Processes  # noqa: E402
+from train.run.metrics import matrix_rate  # noqa: E402
+from train.tasks.masked_tokens import MaskedTokens  # noqa: E402
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("device", "cpu", "Of ours: cpu or cuda.", flag_values=FLAGS)

@@ -6,7 +6,8 @@ import sys
 from absl import flags
 from tqdm import tqdm
 
-from convert import api, dtypes, formats, inspection
+from convert import api, formats, inspection
+from convert.files import dtypes
 from maskgit_pt import command_line
 
 PROGRAM = "python -m convert"

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert import dtypes, formats, infer, rules
+from convert import formats, infer, rules
 from convert.checkpoint import Checkpoint
-from convert.foreign import ForeignFormat
+from convert.files import dtypes
+from convert.files.output import check_output, replacing, synchronise
+from convert.files.tensors import Buffer, as_bytes, one_thread
+from convert.formats.foreign import ForeignFormat
 from convert.model_card import model_card
-from convert.output import check_output, replacing, synchronise
-from convert.tensors import Buffer, as_bytes, one_thread
 
 _HASH_BYTES = 2**20
 

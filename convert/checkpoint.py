@@ -7,8 +7,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from convert import dtypes, rules
-from convert.tensors import Buffer, FileTensor, OpenFile
+from convert import rules
+from convert.files import dtypes
+from convert.files.tensors import Buffer, FileTensor, OpenFile
 
 
 @dataclass

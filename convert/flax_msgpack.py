@@ -22,8 +22,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from convert import dtypes
-from convert.flax_scanner import (
+from convert.files import dtypes
+from convert.files.flax_scanner import (
     ARRAY,
     CHUNKED,
     COMPLEX,

@@ -9,8 +9,8 @@ import torch
 from convert import formats, infer, published, rules
 from convert.api import sha256
 from convert.checkpoint import Checkpoint
-from convert.foreign import ForeignFormat
-from convert.tensors import Buffer, as_bytes, one_thread
+from convert.files.tensors import Buffer, as_bytes, one_thread
+from convert.formats.foreign import ForeignFormat
 
 
 def list_formats() -> str:

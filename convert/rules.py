@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convert import dtypes
+from convert.files import dtypes
 from convert.tables import IDENTITY, TABLES, Transform
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.discriminator import Discriminator

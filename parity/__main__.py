@@ -59,7 +59,8 @@ def main() -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Not at the top: JAX takes seconds to import. This one first: it says which extra is missing.
     importlib.import_module("parity.jax_code")
-    from parity import plan_training, subjects
+    from parity import subjects
+    from parity.training import plan as plan_training
 
     started = time.perf_counter()
     if FLAGS.size != "tiny" and _files():

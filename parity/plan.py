@@ -11,24 +11,22 @@ import numpy as np
 import torch
 
 import convert
-from parity import (
-    checks_controls,
-    checks_decoding,
-    checks_editing,
-    checks_random,
-    checks_tokenizer,
-    checks_training_losses,
-    checks_transformer,
-    plan_training,
-)
-from parity.checks_random import LAYOUT_NAMES
+from parity.checks import controls
+from parity.checks import decoding as checks_decoding
+from parity.checks import editing as checks_editing
+from parity.checks import losses as checks_training_losses
+from parity.checks import random as checks_random
+from parity.checks import tokenizer as checks_tokenizer
+from parity.checks import transformer as checks_transformer
+from parity.checks.near_ties import History, Settings
+from parity.checks.random import LAYOUT_NAMES
 from parity.compare import Record, compare, compare_exact
 from parity.jax_code import JaxCode, jit
-from parity.models import TokenizerPair, TransformerPair, nhwc
-from parity.near_ties import History, Settings
-from parity.report_curves import Curve
+from parity.pairs import TokenizerPair, TransformerPair, nhwc
+from parity.report_figures import Curve
 from parity.stages import Stage
 from parity.subjects import Subject
+from parity.training import plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +163,7 @@ class SubjectPlan:
             ),
             self._stage(
                 "faults in the transformer",
-                checks_controls.transformer_faults(pair, few, bounds.logits),
+                controls.transformer_faults(pair, few, bounds.logits),
             ),
         ]
         return stages
@@ -256,9 +254,7 @@ class SubjectPlan:
             ),
             self._stage(
                 "faults in decoding",
-                checks_controls.decoding_faults(
-                    transformer, self._decoder, self.options.batch_size
-                ),
+                controls.decoding_faults(transformer, self._decoder, self.options.batch_size),
             ),
         ]
         for quantizer in ("vq", "gumbel"):
@@ -274,7 +270,7 @@ class SubjectPlan:
             self._stage("faults that float64 shows", self._epsilon_faults()),
         ]
         shards = subject.folders["transformer"].with_name(f"{subject.section}_shards")
-        training = plan_training.TransformerTraining(subject.section, transformer, shards)
+        training = plan.TransformerTraining(subject.section, transformer, shards)
         self.curves = training.curves
         return stages + training.stages()
 
@@ -311,7 +307,7 @@ class SubjectPlan:
 
     def _epsilon_faults(self) -> Iterator[Record]:
         with self.subject.transformer.code.float64():
-            yield from checks_controls.epsilon_faults(
+            yield from controls.epsilon_faults(
                 self.subject.transformer.double(),
                 self.subject.tokenizer.double(),
                 self._ids(2),

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from maskgit_pt.pretrained import write_atomically
-from parity import report_curves
+from parity import report_figures
 from parity.compare import Record
 from parity.plan import Picture
 from parity.report_style import STYLE
@@ -63,7 +63,7 @@ def write(
     results: list[Result],
     pictures: list[Picture],
     context: Context,
-    curves: Sequence[report_curves.Curve] = (),
+    curves: Sequence[report_figures.Curve] = (),
 ) -> None:
     """Writes `folder`/index.html, whole or not at all."""
     folder = Path(folder)
@@ -76,7 +76,7 @@ def render(
     results: list[Result],
     pictures: list[Picture],
     context: Context,
-    curves: Sequence[report_curves.Curve] = (),
+    curves: Sequence[report_figures.Curve] = (),
 ) -> str:
     """The page."""
     passed, sentence = verdict(results)
@@ -91,7 +91,7 @@ def render(
         _stage_table(results),
         _token_table(results),
         _control_table(results),
-        report_curves.section(curves),
+        report_figures.section(curves),
         _picture_section(pictures),
         _context_section(context),
     ]

@@ -16,7 +16,7 @@ from maskgit_pt.configs import maskgit_class_cond_config
 from maskgit_pt.utils import read_image
 from parity import weights
 from parity.jax_code import JaxCode
-from parity.models import TokenizerPair, TransformerPair
+from parity.pairs import TokenizerPair, TransformerPair
 
 SIZES = ("tiny", "256", "512")
 PHOTO = Path(__file__).parents[1] / "tests" / "golden" / "photo.jpg"

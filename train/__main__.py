@@ -9,7 +9,7 @@ from absl import flags
 
 from maskgit_pt import command_line as cl
 from train import loop, settings
-from train.distributed import Processes
+from train.run.distributed import Processes
 
 PROGRAM = "python -m train"
 USAGE = """

@@ -15,8 +15,9 @@ from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from maskgit_pt.pretrained import write_atomically
-from train import checkpoints, settings
-from train.state import AVERAGES, MODELS
+from train import settings
+from train.run import checkpoints
+from train.run.state import AVERAGES, MODELS
 
 PROGRAM = "python -m train.export"
 USAGE = """

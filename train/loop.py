@@ -19,13 +19,13 @@ from torch import Tensor
 
 from maskgit_pt.pretrained import write_atomically
 from train import export, randomness, settings
-from train.autoencoding import Autoencoding
-from train.checkpoints import Checkpoints
-from train.claim import claim
-from train.distributed import Processes
-from train.masked_tokens import MaskedTokens
-from train.reports import Metrics, Reporter, matrix_rate
-from train.state import TrainState
+from train.run.checkpoints import Checkpoints
+from train.run.distributed import Processes
+from train.run.lock import claim
+from train.run.metrics import Metrics, Reporter, matrix_rate
+from train.run.state import TrainState
+from train.tasks.autoencoding import Autoencoding
+from train.tasks.masked_tokens import MaskedTokens
 
 TASKS = {"masked_tokens": MaskedTokens, "autoencoding": Autoencoding}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from maskgit_pt import command_line as cl
-from train.reports import read_metrics
+from train.run.metrics import read_metrics
 
 PROGRAM = "python -m train.plot"
 USAGE = """

@@ -21,8 +21,7 @@ from train.evaluation.reference import Reference, load_reference
 from train.evaluation.report import check_metrics
 from train.evaluation.samples import METRICS
 from train.evaluation.sources import weights_fingerprint
-from train.studies import STUDIES, Study
-from train.sweep_cells import (
+from train.sweeps.cells import (
     Cell,
     CellFiles,
     Model,
@@ -32,7 +31,8 @@ from train.sweep_cells import (
     reference_fingerprint,
     run_models,
 )
-from train.sweep_report import Sweep, write
+from train.sweeps.report import Sweep, write
+from train.sweeps.studies import STUDIES, Study
 
 PROGRAM = "python -m train.sweep"
 USAGE = """\

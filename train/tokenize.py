@@ -21,11 +21,11 @@ from maskgit_pt.command_line import UsageError
 from maskgit_pt.pipeline import TOKENIZERS
 from maskgit_pt.pretrained import load_any
 from maskgit_pt.utils import visualize_images
-from train import images as images_lib
-from train.encoding import Encoder
+from train.data import images as images_lib
+from train.data.encoding import Encoder
+from train.data.shard_files import write_file
+from train.data.tokens import ShardWriter, TokenShards, tokenizer_fingerprint
 from train.randomness import generator
-from train.shard_files import write_file
-from train.tokens import ShardWriter, TokenShards, tokenizer_fingerprint
 
 PROGRAM = "python -m train.tokenize"
 USAGE = """\

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert import container as containers
-from convert import torch_file
 from convert.checkpoint import Checkpoint
-from convert.container import Container, StateDict
-from convert.foreign import ForeignFormat
+from convert.files import torch_file
+from convert.files.pickles import Refused
+from convert.files.strangers import HEAD_BYTES, describe_stranger, is_pickle
 from convert.formats import besnier, flax, hmorimitsu, mage, maskbit, open_muse, safetensors, taming
+from convert.formats import container as containers
 from convert.formats import titok as titok_format
-from convert.pickles import Refused
-from convert.recognise import HEAD_BYTES, describe_stranger, is_pickle
+from convert.formats.container import Container, StateDict
+from convert.formats.foreign import ForeignFormat
 from convert.rules import FROM_PYTORCH, abbreviate
 
 FOREIGN: tuple[ForeignFormat, ...] = (

@@ -10,7 +10,7 @@ import functools
 import re
 from dataclasses import dataclass
 
-from convert.foreign import ForeignFormat, Row, Rows, conv, norm, numbers
+from convert.formats.foreign import ForeignFormat, Row, Rows, conv, norm, numbers
 from convert.rules import Shape
 from convert.tables import IDENTITY
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from convert import infer, rules
-from convert.foreign import ForeignFormat, Row, Rows, numbers
+from convert.formats.foreign import ForeignFormat, Row, Rows, numbers
 from convert.rules import Shape
 
 _LAYER = re.compile(r"transformer\.layers\.(\d{1,4})\.")

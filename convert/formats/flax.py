@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from convert import dtypes, flax_msgpack, flax_scanner, infer, rules
+from convert import flax_msgpack, infer, rules
 from convert.checkpoint import Checkpoint, check_dtypes
-from convert.tensors import Buffer, FileTensor, OpenFile, as_bytes
+from convert.files import dtypes, flax_scanner
+from convert.files.tensors import Buffer, FileTensor, OpenFile, as_bytes
 
 NAME = "flax"
 DESCRIPTION = "Flax msgpack file (Google's own format)"

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from convert import infer, rules
-from convert.foreign import ForeignFormat, Row, Rows, norm, numbers
 from convert.formats._tokenizer_names import PUBLISHED_SIZES, TokenizerNames
+from convert.formats.foreign import ForeignFormat, Row, Rows, norm, numbers
 from convert.rules import Shape
 from convert.tables import DENSE, IDENTITY, OUT_KERNEL, QKV_BIAS, QKV_KERNEL
 

@@ -4,8 +4,8 @@ Its weights are not Google's: it was trained anew, with stronger augmentation. T
 (no other file is known to have them), so that the configuration says so from then on.
 """
 
-from convert.foreign import Rows
 from convert.formats._tokenizer_names import TokenizerFormat, TokenizerNames
+from convert.formats.foreign import Rows
 
 WEIGHTS = "MAGE vqgan_jax_strongaug: not Google's weights, trained with stronger augmentation"
 _BLOCKS = 2  # in the middle, whatever the level

@@ -7,9 +7,9 @@ and `resample_with_conv` mean nothing: there is no attention, and downsampling i
 import json
 
 from convert.checkpoint import Checkpoint
-from convert.container import Container, StateDict
 from convert.formats import titok
 from convert.formats._tokenizer_names import TokenizerFormat
+from convert.formats.container import Container, StateDict
 from maskgit_pt.pretrained import CONFIG_NAME, read_config
 
 _CLASS = "MaskGitVQGAN"

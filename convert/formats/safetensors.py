@@ -12,9 +12,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from convert import dtypes, infer, rules, safetensors_file
+from convert import infer, rules
 from convert.checkpoint import Checkpoint, check_dtypes
-from convert.tensors import Buffer, FileTensor, OpenFile, as_bytes
+from convert.files import dtypes, safetensors_file
+from convert.files.tensors import Buffer, FileTensor, OpenFile, as_bytes
 from maskgit_pt.pretrained import CONFIG_NAME, WEIGHTS_NAME, read_config
 
 NAME = "safetensors"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from convert import infer, rules
 from convert.checkpoint import Checkpoint
-from convert.container import Container, entries
-from convert.foreign import ForeignFormat, Row, Rows
+from convert.formats.container import Container, entries
+from convert.formats.foreign import ForeignFormat, Row, Rows
 from convert.rules import Shape
 from maskgit_pt.configs import taming_vqgan_config
 

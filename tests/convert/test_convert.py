@@ -9,7 +9,8 @@ import torch
 from convert_samples import MINIATURE, seeded_flat, write_flax
 
 import convert
-from convert import api, dtypes, flax_msgpack, formats, rules, tables
+from convert import api, flax_msgpack, formats, rules, tables
+from convert.files import dtypes
 from convert.formats import safetensors as safetensors_format
 from maskgit_pt import VQVAE, Transformer
 from maskgit_pt.configs import vqgan_config

@@ -6,7 +6,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from convert import dtypes, flax_msgpack, flax_scanner
+from convert import flax_msgpack
+from convert.files import dtypes, flax_scanner
 
 
 def sample_tree() -> dict:

@@ -24,8 +24,8 @@ import torch
 
 import convert
 from convert import __main__ as command
-from convert import torch_file, zip_file
-from convert.pickles import Machine, PickleProblem
+from convert.files import torch_file, zip_file
+from convert.files.pickles import Machine, PickleProblem
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from convert_samples import MINIATURE, OFFICIAL, seeded_flat
 
-from convert import dtypes, infer, rules, tables
+from convert import infer, rules, tables
+from convert.files import dtypes
 from maskgit_pt.configs import vqgan_config
 
 MANIFEST = json.loads(Path(__file__).with_name("google_manifest.json").read_text())

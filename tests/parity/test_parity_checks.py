@@ -13,16 +13,11 @@ import torch  # noqa: E402
 
 from convert import rules  # noqa: E402
 from maskgit_pt import VQVAE  # noqa: E402
-from parity import (  # noqa: E402
-    checks_decoding,
-    checks_tokenizer,
-    jax_code,
-    plan,
-    subjects,
-    weights,
-)
-from parity.models import TokenizerPair, nhwc  # noqa: E402
-from parity.near_ties import History, NearTies, Settings  # noqa: E402
+from parity import jax_code, plan, subjects, weights  # noqa: E402
+from parity.checks import decoding as checks_decoding  # noqa: E402
+from parity.checks import tokenizer as checks_tokenizer  # noqa: E402
+from parity.checks.near_ties import History, NearTies, Settings  # noqa: E402
+from parity.pairs import TokenizerPair, nhwc  # noqa: E402
 from parity.stages import describe, run_stages  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "official"

@@ -5,18 +5,12 @@ import pytest
 
 jax = pytest.importorskip("jax", reason="needs the extra 'jax'")
 
-from parity import (  # noqa: E402
-    checks_training,
-    jax_code,
-    optax_side,
-    plan_training,
-    report_curves,
-    subjects,
-    training_transformer,
-)
+from parity import jax_code, report_figures, subjects  # noqa: E402
 from parity.stages import describe, run_stages  # noqa: E402
-from parity.training_runs import Run  # noqa: E402
-from train import optimizers  # noqa: E402
+from parity.training import compare_runs, optax_side, plan  # noqa: E402
+from parity.training import transformer as training_transformer  # noqa: E402
+from parity.training.run import Run  # noqa: E402
+from train.tasks import optimizers  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +22,13 @@ def code():
 def transformer(code, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transformer")
     pair = subjects.seeded(code, "tiny", folder, lambda line: None).transformer
-    return plan_training.TransformerTraining("tiny", pair, folder / "shards")
+    return plan.TransformerTraining("tiny", pair, folder / "shards")
 
 
 @pytest.fixture(scope="module")
 def tokenizer(code, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    return plan_training.TokenizerTraining(code, folder / "images")
+    return plan.TokenizerTraining(code, folder / "images")
 
 
 def check(records):
@@ -104,7 +98,7 @@ def test_a_flipped_index_is_named():
     theirs = Run(curves, {}, {}, {}, {}, np.zeros((2, 1, 2, 2), np.int64))
     ours = Run(curves, {}, {}, {}, {}, theirs.indices.copy(), gap=1e-9)
     ours.indices[1, 0, 1, 0] = 3
-    records = list(checks_training.compare_runs(ours, theirs, checks_training.FLOAT64))
+    records = list(compare_runs.compare_runs(ours, theirs, compare_runs.FLOAT64))
     assert [r.name for r in records if not r.passed] == ["indices, step 1"]
     assert "1 of 4 differ" in records[1].message and "1.0e-09" in records[1].message
 
@@ -117,22 +111,22 @@ def test_strays_are_left_out_in_float32_alone_and_counted():
     def records(ours, bounds):
         theirs = Run({}, {}, {"net": {"w": 0 * weights}}, {"net": {"w": weights}}, {})
         mine = Run({}, {}, {}, {"net": {"w": ours}}, {})
-        return list(checks_training.compare_runs(mine, theirs, bounds))
+        return list(compare_runs.compare_runs(mine, theirs, bounds))
 
-    (record,) = records(moved, checks_training.TOKENIZER32)
+    (record,) = records(moved, compare_runs.TOKENIZER32)
     assert record.passed and "left out 3 of 250000, which differ by up to 2.0e-04" in record.message
     moved[[1, 2]] += 2e-4
-    assert not records(moved, checks_training.TOKENIZER32)[0].passed
-    assert not records(moved, checks_training.FLOAT64)[0].passed
+    assert not records(moved, compare_runs.TOKENIZER32)[0].passed
+    assert not records(moved, compare_runs.FLOAT64)[0].passed
 
 
 def test_curves_as_a_picture():
     theirs = np.linspace(5, 1, 20)
-    page = report_curves.section([report_curves.Curve("a <loss>", theirs + 2e-6, theirs)])
+    page = report_figures.section([report_figures.Curve("a <loss>", theirs + 2e-6, theirs)])
     assert "a &lt;loss&gt;: largest difference 2.0e-06" in page and "a <loss>" not in page
     assert page.count("<circle") == 21 and page.count("<rect") == 20  # one more in the legend
-    assert report_curves.section([]) == ""
-    constant = report_curves.section([report_curves.Curve("x", np.zeros(3), np.zeros(3))])
+    assert report_figures.section([]) == ""
+    constant = report_figures.section([report_figures.Curve("x", np.zeros(3), np.zeros(3))])
     assert "nan" not in constant and constant.count("<circle") == 4
     broken = np.array([1.0, np.nan, np.inf])
-    assert "nan" not in report_curves._svg(report_curves.Curve("x", broken, broken[::-1]), broken)
+    assert "nan" not in report_figures._svg(report_figures.Curve("x", broken, broken[::-1]), broken)

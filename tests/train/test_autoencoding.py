@@ -10,10 +10,12 @@ from PIL import Image
 from training import ROOT, curve, one_process, run_here, text_of
 
 from maskgit_pt import VQVAE
-from train import autoencoding, checkpoints, export, loop, perceptual
+from train import export, loop
 from train.configs import tokenizer_defaults
-from train.torchvision_import import import_torchvision
-from train.work import count_operations
+from train.evaluation.torchvision_import import import_torchvision
+from train.run import checkpoints
+from train.tasks import autoencoding, perceptual
+from train.tasks.flops import count_operations
 
 
 @pytest.fixture(scope="module")
@@ -269,10 +271,10 @@ def test_the_batch_of_every_process_is_its_part(images):
     with one_process() as processes:
         task = loop.make_task(config_of(images), processes)
     whole = task.batches[3]["pixels"]
-    from train import data
+    from train.data import batches
 
     parts = []
     for rank in range(2):
-        task.batches.share = data.Share(4, rank, 2)
+        task.batches.share = batches.Share(4, rank, 2)
         parts.append(task.batches[3]["pixels"])
     assert torch.equal(torch.cat(parts), whole) and whole.dtype == torch.uint8

@@ -13,10 +13,11 @@ from convert import rules
 from maskgit_pt import command_line
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
-from train import evaluate, masking, sweep, tokenize
+from train import evaluate, sweep, tokenize
+from train.data import masking
+from train.data.tokens import TokenShards
 from train.evaluation.sources import weights_fingerprint
-from train.masked_tokens import MaskedLoss
-from train.tokens import TokenShards
+from train.tasks.masked_tokens import MaskedLoss
 
 RECORDED = GOLDEN / "besnier"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from train.claim import claim
+from train.run.lock import claim
 
 
 def test_one_training_at_a_time(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from training import make_shards, tiny_config
 
-from train import data
+from train.data import batches as data
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import train.evaluation as evaluation
 from maskgit_pt.command_line import run
 from train import evaluate
 from train.evaluation.features import Inception
-from train.torchvision_import import import_torch_fidelity
+from train.evaluation.torchvision_import import import_torch_fidelity
 
 torch_fidelity = import_torch_fidelity()
 from torch_fidelity import feature_extractor_inceptionv3 as theirs  # noqa: E402

@@ -13,7 +13,7 @@ from train.evaluation import manifold
 from train.evaluation.frechet import Statistics, fit, frechet_distance
 from train.evaluation.inception_score import inception_score
 from train.evaluation.manifold import manifold_metrics
-from train.torchvision_import import import_torch_fidelity
+from train.evaluation.torchvision_import import import_torch_fidelity
 
 import_torch_fidelity()
 from torch_fidelity.metric_fid import (  # noqa: E402

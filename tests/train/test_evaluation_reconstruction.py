@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from train.evaluation.reconstruction import LPIPS, codebook_use, psnr, ssim
-from train.torchvision_import import import_torch_fidelity, import_torchvision
+from train.evaluation.torchvision_import import import_torch_fidelity, import_torchvision
 
 
 def image_pairs(seed: int, shape=(4, 3, 20, 24)) -> tuple[torch.Tensor, torch.Tensor]:

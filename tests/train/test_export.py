@@ -5,7 +5,8 @@ from training import make_shards, one_process, run_here, tiny_config
 from convert import api
 from maskgit_pt import Transformer
 from maskgit_pt.pretrained import load_any
-from train import export, loop, networks, plot
+from train import export, loop, plot
+from train.tasks import networks
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from maskgit_pt import imagenet
-from train import image_tars
-from train.images import CROPS, DamagedImage, crop, open_images
+from train.data import image_tars
+from train.data.images import CROPS, DamagedImage, crop, open_images
 from train.randomness import generator
 
 

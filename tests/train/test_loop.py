@@ -11,8 +11,9 @@ import pytest
 import torch
 from training import ROOT, command, curve, make_shards, run_command, run_here, text_of, tiny_config
 
-from train import checkpoints, masked_tokens
-from train.reports import read_metrics
+from train.run import checkpoints
+from train.run.metrics import read_metrics
+from train.tasks import masked_tokens
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ from PIL import Image
 from training import curve, make_shards, one_process, run_here, tiny_config
 
 from maskgit_pt.libml import losses
-from train import loop, masked_tokens
-from train.tokens import ShardWriter, tokenizer_fingerprint
+from train import loop
+from train.data.tokens import ShardWriter, tokenizer_fingerprint
+from train.tasks import masked_tokens
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from train import masking
+from train.data import masking
 
 N = 30
 

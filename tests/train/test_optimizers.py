@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from training import tiny_config
 
-from train import optimizers
+from train.tasks import optimizers
 
 
 def config(**changes):

@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 from training import one_process
 
-from train import reports
-from train.board import Board
+from train.run import metrics as reports
+from train.run.board import Board
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

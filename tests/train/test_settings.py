@@ -5,7 +5,8 @@ from training import RECIPE, ROOT, tiny_config
 
 from maskgit_pt.command_line import UsageError
 from train import __main__ as program
-from train import autoencoding, masked_tokens, networks, settings
+from train import settings
+from train.tasks import autoencoding, masked_tokens, networks
 
 
 @pytest.mark.parametrize(

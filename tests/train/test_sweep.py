@@ -14,11 +14,12 @@ from PIL import Image
 from training import make_shards, run_here, tiny_config
 
 from maskgit_pt import VQVAE, MaskGIT, Transformer
-from train import digits, studies, sweep
+from train import digits, sweep
 from train.configs import digits_tokenizer
 from train.evaluation import ModelSource, evaluate
-from train.sweep_cells import CellFiles, Model, plan, resolve
-from train.sweep_report import Sweep, draw, to_csv, to_json, to_markdown
+from train.sweeps import studies
+from train.sweeps.cells import CellFiles, Model, plan, resolve
+from train.sweeps.report import Sweep, draw, to_csv, to_json, to_markdown
 
 GRID = ["--grid=steps=2,4", "--grid=guidance=0,2"]
 

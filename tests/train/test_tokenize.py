@@ -14,11 +14,12 @@ from PIL import Image
 from recorded import OFFICIAL, load_tiny
 
 from maskgit_pt.command_line import run
-from train import images as images_lib
-from train import shard_files, tokenize
-from train.encoding import Encoder
+from train import tokenize
+from train.data import images as images_lib
+from train.data import shard_files
+from train.data.encoding import Encoder
+from train.data.tokens import TokenShards, tokenizer_fingerprint
 from train.randomness import generator
-from train.tokens import TokenShards, tokenizer_fingerprint
 
 FIXED = [f"--tokenizer={OFFICIAL / 'tiny_tokenizer_checkpoint'}", "--image_size=16", "--device=cpu"]
 DAMAGED = {2: "a/2.jpg", 12: "b/2.jpg", 13: "b/3.jpg"}
@@ -274,7 +275,7 @@ def test_an_image_that_disappears_is_an_error(pictures, tmp_path, capsys, monkey
     def fail(self, index):
         raise PermissionError(13, "Permission denied", "c/9.jpg")
 
-    monkeypatch.setattr("train.image_folders.FolderImages._read_bytes", fail)
+    monkeypatch.setattr("train.data.image_folders.FolderImages._read_bytes", fail)
     assert call(pictures, tmp_path, "--workers=1") == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith("error: [Errno 13] Permission denied: 'c/9.jpg'")

@@ -14,8 +14,8 @@ import torch
 from recorded import OFFICIAL, load_tiny
 
 from maskgit_pt.pretrained import load_any
-from train import shard_files
-from train.tokens import ShardWriter, TokenShards, tokenizer_fingerprint
+from train.data import shard_files
+from train.data.tokens import ShardWriter, TokenShards, tokenizer_fingerprint
 
 SETTINGS = {
     "grid": (2, 3), "crops": 2, "codebook_size": 100, "class_names": ["a", "b", "c"],
@@ -82,7 +82,7 @@ def test_other_processes(made, method):
 
 def test_more_shards_than_open_files(made, monkeypatch):
     folder, tokens, _ = made
-    monkeypatch.setattr("train.tokens._MAX_OPEN", 2)
+    monkeypatch.setattr("train.data.tokens._MAX_OPEN", 2)
     shards = TokenShards.open(folder)
     for image in (0, 6, 11, 1, 7, 10):
         np.testing.assert_array_equal(shards.tokens([image], [1])[0], tokens[image, 1])

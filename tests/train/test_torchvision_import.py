@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train.torchvision_import import import_torch_fidelity, import_torchvision
+from train.evaluation.torchvision_import import import_torch_fidelity, import_torchvision
 
 ROOT = Path(__file__).parents[2]
 

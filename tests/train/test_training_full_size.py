@@ -12,8 +12,8 @@ import torch
 from training import ROOT, one_process
 
 from train import settings
-from train.masked_tokens import MaskedTokens
-from train.tokens import ShardWriter
+from train.data.tokens import ShardWriter
+from train.tasks.masked_tokens import MaskedTokens
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from train import loop
 from train.configs import defaults
-from train.distributed import Processes
-from train.reports import read_metrics
-from train.state import TrainState
-from train.tokens import ShardWriter
+from train.data.tokens import ShardWriter
+from train.run.distributed import Processes
+from train.run.metrics import read_metrics
+from train.run.state import TrainState
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("images_per_second", "mfu", "memory_gib")  # metrics that no two runs share

@@ -8,8 +8,8 @@ A100-hours at half of the peak rate (312 TFLOP/s). Activations take about 1.5 GB
 well): 8 GPUs of 80 GB, or 16 of 40 GB; on fewer, a smaller batch.
 Expected: Google's own tokenizer has a reconstruction FID of 2.28, as its README says; not repeated here.
 
-The authors published networks, losses and their weights, not the trainer; `train/autoencoding.py` says how
-the parts are put together.
+The authors published networks, losses and their weights, not the trainer; `train/tasks/autoencoding.py`
+says how the parts are put together.
 """
 
 import ml_collections

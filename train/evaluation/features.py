@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train.torchvision_import import import_torch_fidelity
+from train.evaluation.torchvision_import import import_torch_fidelity
 
 # Made by torch-fidelity from Google's graph classify_image_graph_def.pb (2015-12-05).
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from maskgit_pt.libml.rng import sample_noise
 from maskgit_pt.pretrained import CONFIG_NAME, WEIGHTS_NAME, find_folder
 from maskgit_pt.sample_folder import SAMPLES_NAME, read_settings
+from train.data.image_base import Images, Names
+from train.data.image_folders import FolderImages, is_image
+from train.data.images import crop, describe_crop, open_images
 from train.evaluation.features import file_sha256
 from train.evaluation.npz import Npz
-from train.image_base import Images, Names
-from train.image_folders import FolderImages, is_image
-from train.images import crop, describe_crop, open_images
 
 _AT_ONCE = 1024  # files handed to the reading threads
 _SAMPLE_NAME = re.compile(r"class\d{4,}_(\d{6,})\.png")  # as maskgit_pt.sample writes them

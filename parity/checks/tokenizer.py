@@ -1,0 +1,175 @@
+"""The tokenizer: activations block by block, indices, images, and the quantizers in training."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from convert import rules
+from maskgit_pt.libml.jax_random import Key
+from parity import pairs, weights
+from parity.compare import Record, compare, compare_exact, compare_trees
+from parity.jax_code import jit
+from parity.pairs import TokenizerPair, nhwc
+
+TAU = 0.7
+NOISE_SEED = 5
+# The official quantizer casts its losses to float32, in float64 as well.
+OFFICIAL_ROUNDING = 5e-7
+LOSSES = ("quantizer_loss", "e_latent_loss", "q_latent_loss", "entropy_loss")
+
+
+def activations(
+    pair: TokenizerPair, images: np.ndarray, atol: float = 0.0, rtol: float = 0.0
+) -> Iterator[Record]:
+    """Every block of the encoder on `images` [B, 3, H, W], and of the decoder on their codes."""
+    tensor = torch.from_numpy(images)
+    with torch.no_grad():
+        indices = pair.ours.encode_to_indices(tensor)
+    runs = {
+        "encoder": (lambda: pair.ours.encoder(tensor), jnp.asarray(nhwc(images))),
+        "decoder": (lambda: pair.ours.decode_from_indices(indices), jnp.asarray(indices.numpy())),
+    }
+    for name, (call, inputs) in runs.items():
+        paths = _paths(name, getattr(pair.ours, name))
+        ours = pairs.capture_torch(pair.ours, paths, call)
+        theirs = pairs.capture_flax(
+            pair.theirs, paths.values(), pair.variables, inputs, method=_METHODS[name]
+        )
+        for module, path in paths.items():
+            expected = theirs[path]
+            if module.endswith("conv_out:input"):
+                # The last norm and its activation are one operation here, two in Flax.
+                expected = _ACTIVATIONS[pair.config.vqvae.activation_fn](expected)
+            yield compare(module, nhwc(ours[module]), expected, atol, rtol)
+
+
+_ACTIVATIONS = {"relu": jax.nn.relu, "swish": jax.nn.swish}
+_METHODS = {
+    "encoder": lambda module, images: module.encoder(images),
+    "decoder": lambda module, indices: module.decode_from_indices(indices),
+}
+
+
+def _paths(name: str, coder: torch.nn.Module) -> dict[str, str]:
+    """PyTorch submodule -> Flax submodule; Flax numbers convolutions and norms in call order."""
+    norm = {"ChannelLayerNorm": "LayerNorm"}.get(
+        type(coder.norm_out).__name__, type(coder.norm_out).__name__
+    )
+    between = "downsample_convs" if name == "encoder" else "upsample_convs"
+    paths = {f"{name}.conv_in": f"{name}/Conv_0"}
+    for k in range(len(coder.res_blocks)):
+        paths[f"{name}.res_blocks.{k}"] = f"{name}/ResBlock_{k}"
+    convs = len(getattr(coder, between))
+    for i in range(convs):
+        paths[f"{name}.{between}.{i}"] = f"{name}/Conv_{i + 1}"
+    return paths | {
+        f"{name}.conv_out:input": f"{name}/{norm}_0",
+        f"{name}.conv_out": f"{name}/Conv_{convs + 1}",
+    }
+
+
+def compare_results(
+    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], rtol: float, image_atol: float
+) -> Iterator[Record]:
+    """What `our_results` and `their_results` give: features, indices, quantized, images."""
+    spread = f"{len(np.unique(theirs['indices']))} different codes"
+    yield compare("features", ours["features"], theirs["features"], rtol=rtol)
+    yield compare_exact("indices", ours["indices"], theirs["indices"], spread)
+    yield compare("quantized", ours["quantized"], theirs["quantized"], rtol=rtol)
+    yield compare("images", ours["images"], theirs["images"], atol=image_atol)
+
+
+def our_results(pair: TokenizerPair, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Features, indices, quantized features and decoded images of `images` [B, 3, H, W], NHWC."""
+    with torch.no_grad():
+        quantized, found = pair.ours.encode(torch.from_numpy(images))
+        indices = pair.ours.encode_to_indices(torch.from_numpy(images))
+        decoded = pair.ours.decode_from_indices(indices)
+    return {
+        "features": nhwc(found.get("raw", quantized)),
+        "indices": indices.numpy(),
+        "quantized": nhwc(quantized),
+        "images": nhwc(decoded),
+    }
+
+
+def their_results(pair: TokenizerPair, images: np.ndarray) -> dict[str, np.ndarray]:
+    def run(variables: dict[str, Any], pixels: jax.Array) -> dict[str, jax.Array]:
+        def both(module: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+            quantized, found = module.encode({"image": pixels})
+            indices = module.encode_to_indices({"image": pixels})
+            return {
+                "features": found.get("raw", quantized),
+                "indices": indices,
+                "quantized": quantized,
+                "images": module.decode_from_indices(indices),
+            }
+
+        return pair.theirs.apply(variables, pixels, method=both)
+
+    found = jit(run)(pair.variables, jnp.asarray(nhwc(images)))
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def training(
+    pair: TokenizerPair,
+    images: np.ndarray,
+    quantizer: str,
+    loss_tol: float,
+    atol: float,
+    rtol: float,
+) -> Iterator[Record]:
+    """A quantizer in training mode: losses, straight-through output, gradients of every parameter.
+
+    The loss differentiated is the mean squared reconstruction error plus the quantizer's.
+    """
+    ours, theirs = pair.in_training(quantizer)
+    rng = jax.random.PRNGKey(NOISE_SEED)
+    pixels = jnp.asarray(nhwc(images))
+
+    def their_loss(variables: dict[str, Any]) -> tuple[jax.Array, Any]:
+        def both(module: Any) -> Any:
+            quantized, found = module.encode({"image": pixels, "tau": TAU})
+            return module.decode(quantized), quantized, found
+
+        decoded, quantized, found = theirs.apply(variables, method=both, rngs={"rng": rng})
+        return jnp.mean((decoded - pixels) ** 2) + found["quantizer_loss"], (quantized, found)
+
+    gradient_function = jit(jax.value_and_grad(their_loss, has_aux=True))
+    (loss, (quantized, found)), gradients = gradient_function(pair.variables)
+
+    key = _noise_key(theirs, pair.variables, rng) if quantizer == "gumbel" else None
+    target = torch.from_numpy(images)
+    our_quantized, our_found = ours.encode(target, tau=TAU, rng=key)
+    our_loss = (ours.decode(our_quantized) - target).square().mean() + our_found["quantizer_loss"]
+    parameters = dict(ours.named_parameters())
+    our_gradients = torch.autograd.grad(our_loss, list(parameters.values()))
+
+    for name in LOSSES:
+        if name in found and not isinstance(our_found[name], float):
+            value = np.asarray(our_found[name].detach(), np.float32)
+            yield compare(name, value, found[name], loss_tol, OFFICIAL_ROUNDING)
+    yield compare("whole loss", our_loss, loss, loss_tol, OFFICIAL_ROUNDING)
+    indices = our_found["encoding_indices"]
+    yield compare_exact("indices", indices, found["encoding_indices"])
+    yield compare("encodings", our_found["encodings"], found["encodings"], atol=10 * loss_tol)
+    yield compare("quantized", nhwc(our_quantized), quantized, atol=10 * loss_tol)
+    yield from compare_trees(
+        "gradient of",
+        dict(zip(parameters, our_gradients, strict=True)),
+        rules.to_torch(weights.flatten(gradients), "tokenizer", ours.to_config()),
+        atol,
+        rtol,
+    )
+
+
+def _noise_key(module: Any, variables: dict[str, Any], rng: jax.Array) -> Key:
+    """The key from which Flax draws the noise: `rng` with the quantizer's place folded in."""
+    quantizer = module.bind(variables, rngs={"rng": rng}).quantizer
+    words = [int(word) for word in np.asarray(quantizer.make_rng("rng"))]
+    partitionable = bool(jax.config.jax_threefry_partitionable)
+    return Key.from_words(words, partitionable=partitionable)

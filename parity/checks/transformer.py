@@ -1,0 +1,119 @@
+"""The transformer: activations layer by layer, logits, loss and gradients."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from convert import rules
+from maskgit_pt.libml import losses
+from parity import pairs, weights
+from parity.compare import Record, compare, compare_exact, compare_trees
+from parity.jax_code import jit
+from parity.pairs import TransformerPair
+
+LABEL_SMOOTHING = 0.1
+
+
+def make_ids(pair: TransformerPair, batch: int, seed: int = 0) -> np.ndarray:
+    """Class and tokens, int32 [B, N]: sample 0 all masked, the next ones less and less."""
+    rng = np.random.default_rng([seed, 1])
+    ids = rng.integers(0, pair.codes, (batch, pair.length)).astype(np.int32)
+    shares = np.resize([1.0, 0.6, 0.25, 0.0], batch)[:, None]
+    ids[rng.random(ids.shape) < shares] = -1
+    ids[:, 0] = pair.codes + rng.integers(0, pair.classes, batch)
+    return ids
+
+
+def activations(
+    pair: TransformerPair, ids: np.ndarray, atol: float = 0.0, rtol: float = 0.0
+) -> Iterator[Record]:
+    """Embedding, both halves of every layer, and the head's steps."""
+    paths = _paths(len(pair.ours.layers))
+    ours = pairs.capture_torch(pair.ours, paths, lambda: pair.ours(torch.from_numpy(ids).long()))
+    theirs = pairs.capture_flax(pair.theirs, paths.values(), pair.variables, jnp.asarray(ids))
+    for name, path in paths.items():
+        yield compare(name, ours[name], theirs[path], atol, rtol)
+
+
+def _paths(layers: int) -> dict[str, str]:
+    """PyTorch submodule -> Flax submodule."""
+    paths = {"embed": "Embed_0"}
+    for i in range(layers):
+        flax_layer = f"TransformerLayer_{i}"
+        paths |= {
+            f"layers.{i}.attention.self_attention": f"{flax_layer}/Attention_0/self_attention",
+            f"layers.{i}.attention": f"{flax_layer}/Attention_0",
+            f"layers.{i}.mlp.intermediate_output": f"{flax_layer}/Mlp_0/intermediate_output",
+            f"layers.{i}.mlp": f"{flax_layer}/Mlp_0",
+        }
+    heads = ("mlm_dense", "mlm_ln", "mlm_bias")
+    return paths | {f"mlm_layer.{name}": f"MlmLayer_0/{name}" for name in heads}
+
+
+def our_logits(model: Any, ids: np.ndarray) -> np.ndarray:
+    """[B, N] -> [B, N, V], one sample at a time: at full size a batch of logits is large."""
+    with torch.inference_mode():
+        return np.concatenate([model(torch.from_numpy(row[None]).long()).numpy() for row in ids])
+
+
+def their_logits(pair: TransformerPair, ids: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.asarray(pair.apply(pair.variables, row[None])) for row in ids])
+
+
+def logits(
+    pair: TransformerPair, ids: np.ndarray, atol: float = 0.0, rtol: float = 0.0
+) -> Iterator[Record]:
+    """All V logits, their argmax, and the shortened head against the cut."""
+    ours, theirs = our_logits(pair.ours, ids), their_logits(pair, ids)
+    yield compare("logits", ours, theirs, atol, rtol)
+    note = f"logit std {theirs.std():.1f}"
+    yield compare_exact("argmax of all logits", ours.argmax(-1), theirs.argmax(-1), note)
+    cut, their_cut = ours[..., : pair.codes], theirs[..., : pair.codes]
+    yield compare_exact("argmax of code logits", cut.argmax(-1), their_cut.argmax(-1))
+    with torch.inference_mode():
+        short = pair.ours(torch.from_numpy(ids[:1]).long(), num_logits=pair.codes)
+    yield compare("logits[..., :codes] computed alone", short, their_cut[:1], atol, rtol)
+
+
+def gradients(
+    pair: TransformerPair, ids: np.ndarray, loss_tol: float, atol: float, rtol: float
+) -> Iterator[Record]:
+    """The training loss (logits cut to the codes, masked positions) and its gradients.
+
+    No dropout. Every parameter is compared, under its PyTorch name, through the conversion rules.
+    """
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, pair.codes, ids.shape)
+    dtype = next(pair.ours.parameters()).dtype
+    mask = (ids == -1).astype(np.float64 if dtype == torch.float64 else np.float32)
+
+    parameters = dict(pair.ours.named_parameters())
+    ours = losses.weighted_sequence_cross_entropy_loss(
+        labels=torch.from_numpy(labels),
+        logits=pair.ours(torch.from_numpy(ids).long())[..., : pair.codes],
+        weights=torch.from_numpy(mask),
+        label_smoothing=LABEL_SMOOTHING,
+    )
+    our_gradients = torch.autograd.grad(ours, list(parameters.values()))
+
+    def their_loss(variables: dict[str, Any]) -> jax.Array:
+        return pair.code.losses.weighted_sequence_cross_entropy_loss(
+            labels=jnp.asarray(labels),
+            logits=pair.theirs.apply(variables, jnp.asarray(ids))[..., : pair.codes],
+            weights=jnp.asarray(mask),
+            label_smoothing=LABEL_SMOOTHING,
+        )
+
+    theirs, their_gradients = jit(jax.value_and_grad(their_loss))(pair.variables)
+    yield compare("loss", ours, theirs, atol=loss_tol)
+    yield from compare_trees(
+        "gradient of",
+        dict(zip(parameters, our_gradients, strict=True)),
+        rules.to_torch(weights.flatten(their_gradients), "transformer", pair.ours.to_config()),
+        atol,
+        rtol,
+    )

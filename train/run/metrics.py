@@ -1,0 +1,254 @@
+"""What a run tells while it goes on: metrics, progress line, curves."""
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from maskgit_pt.pretrained import write_atomically
+from train.run.board import Board
+from train.run.distributed import Processes
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class Metrics:
+    """Weighted means since the last log line, summed on the device without waiting for it.
+
+    Args:
+      names: of the metrics.
+      device: of the sums.
+
+    Attributes:
+      sums: float64 [2, metrics]: weighted sums and weights.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device):
+        self.names = list(names)
+        self.sums = torch.zeros(2, len(names), dtype=torch.float64, device=device)
+
+    def add(self, values: Tensor, weights: Tensor) -> None:
+        """Adds weighted sums [metrics] and their weights [metrics]."""
+        self.sums += torch.stack([values, weights])
+
+    def take(self, processes: Processes) -> dict[str, float]:
+        """The means over all processes; starts anew. Metrics without any weight are left out."""
+        values, weights = processes.sum(self.sums.cpu()).tolist()
+        self.sums.zero_()
+        both = zip(self.names, values, weights, strict=True)
+        return {name: value / weight for name, value, weight in both if weight}
+
+
+class Reporter:
+    """Writes `metrics.jsonl` and TensorBoard files, and shows one line of progress.
+
+    Only the main process writes. Lines of steps after `first_step`, left by a run that was killed after its
+    last checkpoint, are removed first: they will come again.
+
+    Args:
+      run: the folder of the run.
+      processes: this process and its peers.
+      first_step: how many steps are done.
+      num_steps: of the run.
+      batch_size: images a step.
+      work_per_image: floating-point operations; see `networks.work_per_image`.
+      peak: the machine's measured matrix rate, in operations a second and device; 0 if not known.
+
+    Raises:
+      OSError: a file cannot be written; so do the methods.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        processes: Processes,
+        first_step: int,
+        num_steps: int,
+        batch_size: int,
+        work_per_image: float,
+        peak: float,
+    ):
+        self.processes = processes
+        self.batch_size = batch_size
+        self.work = work_per_image / peak / processes.world_size if peak else 0.0
+        self._last = (first_step, time.perf_counter())
+        self._board = None
+        self._bar = tqdm(
+            total=num_steps,
+            initial=first_step,
+            unit="step",
+            disable=not processes.is_main,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            dynamic_ncols=True,
+        )
+        if processes.is_main:
+            self._path = run / METRICS_NAME
+            lines = [line for line in read_metrics(run) if line["step"] <= first_step]
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            with _writing(self._path):
+                write_atomically(self._path, text.encode())
+            self._board = _open_board(run, first_step)
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def log(self, step: int, metrics: dict[str, float], learning_rate: float) -> None:
+        """Writes one line.
+
+        Args:
+          step: how many steps are done.
+          metrics: means since the last line.
+          learning_rate: of the last step.
+        """
+        if not self.processes.is_main:
+            return
+        last, since = self._last
+        now = time.perf_counter()
+        self._last = (step, now)
+        rate = (step - last) * self.batch_size / max(now - since, 1e-9)
+        line = (
+            {"step": step} | metrics | {"learning_rate": learning_rate, "images_per_second": rate}
+        )
+        if self.work:
+            line["mfu"] = rate * self.work
+        line["memory_gib"] = _peak_memory(self.processes.device) / 2**30
+        self._write_line(line)
+        self._bar.set_postfix_str(_short(line), refresh=False)
+
+    def scores(self, step: int, scores: dict[str, float]) -> None:
+        """Writes a line of its own with scores of this step; nothing if there are none."""
+        if self.processes.is_main and scores:
+            self._write_line({"step": step} | scores)
+            told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self.write(f"step {step}: {told}")
+
+    def _write_line(self, line: dict[str, float]) -> None:
+        with _writing(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            with _writing(self._board.path):
+                values = {name: value for name, value in line.items() if name != "step"}
+                self._board.scalars(values, line["step"])
+
+    def write(self, message: str) -> None:
+        """Prints a line without disturbing the bar."""
+        if self.processes.is_main:
+            tqdm.write(message, file=sys.stderr)
+
+    def picture(self, path: Path, image: Image.Image, step: int) -> None:
+        """Saves a picture, enlarged if it is tiny, and shows it in TensorBoard."""
+        zoom = max(1, 640 // max(image.size))
+        image = image.resize((zoom * image.width, zoom * image.height), Image.Resampling.NEAREST)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}")
+            image.save(temporary, format="png")
+            temporary.replace(path)
+        if self._board is not None:
+            with _writing(self._board.path):
+                self._board.image(path.parent.name, np.asarray(image), step)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+
+def _short(line: dict[str, float]) -> str:
+    parts = [f"{name} {line[name]:.4g}" for name in ("loss", "accuracy") if name in line]
+    parts.append(f"{line['images_per_second']:.4g} img/s")
+    if "mfu" in line:
+        parts.append(f"MFU {line['mfu']:.0%}")
+    parts.append(f"{line['memory_gib']:.1f} GiB")
+    return ", ".join(parts)
+
+
+def _open_board(run: Path, first_step: int) -> Board | None:
+    """TensorBoard's file, or None with a word about it where the package is missing."""
+    folder = run / "tensorboard"
+    try:
+        with _writing(folder):
+            return Board(folder, first_step)
+    except ImportError:
+        print("tensorboard is not installed: curves go to metrics.jsonl alone", file=sys.stderr)
+        return None
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says which file could not be written, and that no checkpoint is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written: {error.strerror or error}; checkpoints are kept, and the same "
+            "command goes on from the newest"
+        ) from None
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: on its GPU, or in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl; a last line cut off by a kill is left out."""
+    path = run / METRICS_NAME
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
+    return lines
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Operations a second of a plain matrix product here: what MFU is a share of.
+
+    Args:
+      device, dtype: of the matrices.
+      seconds: how long to measure, after a warm-up.
+    """
+    size, calls = (8192, 4) if device.type == "cuda" else (1024, 1)
+    if device.type == "cpu":
+        _rate(device, dtype, 256, 1, 0.0)  # the first call prepares
+        if _rate(device, dtype, 256, 1, 0.0) * seconds < 2 * size**3:
+            size = 256  # a processor without instructions for this dtype
+    _rate(device, dtype, size, calls, seconds / 3)
+    return _rate(device, dtype, size, calls, seconds)
+
+
+def _rate(device: torch.device, dtype: torch.dtype, size: int, calls: int, seconds: float) -> float:
+    """Operations a second, over so many calls at a time for so many seconds.
+
+    On average; on a CPU, which other programs use as well, at best.
+    """
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    out = torch.empty_like(a)
+    times, start = [], time.perf_counter()
+    while not times or sum(times) < seconds:
+        for _ in range(calls):
+            torch.mm(a, a, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        times.append(now - start)
+        start = now
+    typical = min(times) if device.type == "cpu" else sum(times) / len(times)
+    return 2 * size**3 * calls / typical
