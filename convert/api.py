@@ -1,6 +1,5 @@
 """Conversion as functions: `convert`, and reading without writing."""
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -16,12 +15,11 @@ from torch import Tensor
 from convert import formats, infer, rules
 from convert.checkpoint import Checkpoint
 from convert.files import dtypes
-from convert.files.output import check_output, replacing, synchronise
+from convert.files.output import check_output
 from convert.files.tensors import Buffer, as_bytes, one_thread
 from convert.formats.foreign import ForeignFormat
 from convert.model_card import model_card
-
-_HASH_BYTES = 2**20
+from maskgit_pt.files import file_sha256, replacing, synchronise
 
 
 @dataclass(frozen=True)
@@ -140,14 +138,18 @@ def convert(
         total = (1 + verify) * source.size(dtype)
         observer = _Observer(lambda done: progress(done, total))
         # Hashing goes on beside the conversion; hashlib and file reading release the lock.
-        with replacing(output) as temporary, ThreadPoolExecutor(2) as threads, one_thread():
-            input_sha256 = threads.submit(sha256, source.path)
+        with (
+            replacing(output, durable=True) as temporary,
+            ThreadPoolExecutor(2) as threads,
+            one_thread(),
+        ):
+            input_sha256 = threads.submit(file_sha256, source.path)
             try:
                 layout = {"safetensors": safetensors} if foreign else {}
                 weights = writer.write(source, temporary, dtype, observer, **layout)
             except ValueError as error:
                 raise ValueError(f"{input}: {error}") from None
-            output_sha256 = threads.submit(sha256, weights)
+            output_sha256 = threads.submit(file_sha256, weights)
             on_disk = threads.submit(synchronise, weights)
             written_dtype = dtype or source.dtype
             if verify:
@@ -175,16 +177,6 @@ def convert(
             warnings=(*source.notes, *_marks(source, writer), *observer.warnings()),
             seconds=time.perf_counter() - started,
         )
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(_HASH_BYTES))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()
 
 
 class _Observer:

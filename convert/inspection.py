@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from convert import formats, infer, published, rules
-from convert.api import sha256
 from convert.checkpoint import Checkpoint
 from convert.files.tensors import Buffer, as_bytes, one_thread
 from convert.formats.foreign import ForeignFormat
+from maskgit_pt.files import file_sha256
 
 
 def list_formats() -> str:
@@ -59,7 +59,7 @@ def inspect(
         values = checkpoint.origin.get("values", {})
         if values:
             rows["says"] = ", ".join(f"{key} {value}" for key, value in values.items())
-        rows["file sha256"] = sha256(checkpoint.path)
+        rows["file sha256"] = file_sha256(checkpoint.path)
         rows["fingerprint"] = f"{fingerprint} (of the weights, the same in every format)"
         rows["published"] = published.describe(checkpoint.kind, config, ranges, checkpoint.dtype)
         rows["can become"] = ", ".join(formats.writers(checkpoint.kind, config))

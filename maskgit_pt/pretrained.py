@@ -5,10 +5,10 @@ id.
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
@@ -16,6 +16,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from maskgit_pt.files import file_sha256, write_atomically
 
 CONFIG_NAME = "config.json"
 READERS = "maskgit_pt.checkpoint_readers"  # entry points of packages that read other files
@@ -256,20 +258,25 @@ def _abbreviate(names: list[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` under a temporary name beside `path`, then renames: whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if (
-            isinstance(error, OSError) and error.errno and error.filename is None
-        ):  # a full disk, say
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
+def weights_fingerprint(*models: str | os.PathLike) -> str:
+    """Hex SHA-256 over the files of networks, each a folder, a file or a hub id.
+
+    Of our folders weights and settings count (weights do not hold the number of heads), of others all files.
+    """
+    digest = hashlib.sha256()
+    for name in models:
+        for file in _weight_files(name):
+            digest.update(file_sha256(file).encode())
+    return digest.hexdigest()
+
+
+def _weight_files(name: str | os.PathLike) -> list[Path]:
+    if Path(name).is_file():
+        return [Path(name)]
+    folder = find_folder(name)
+    places = ("", "transformer", "tokenizer")
+    files = [folder / place / name for place in places for name in (WEIGHTS_NAME, CONFIG_NAME)]
+    files = [file for file in files if file.is_file()]
+    if any(file.name == WEIGHTS_NAME for file in files):
+        return files
+    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,7 +1,6 @@
 """Command line: `python -m maskgit_pt.sample`, pictures of ImageNet classes, and edited pictures."""
 
 import functools
-import hashlib
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,8 +12,10 @@ from torch import Tensor
 
 from maskgit_pt import command_line, imagenet, launch, samplers
 from maskgit_pt.command_line import UsageError
+from maskgit_pt.files import file_sha256, replacing
 from maskgit_pt.libml import jax_random
 from maskgit_pt.libml.rng import Rng, sample_noise
+from maskgit_pt.pretrained import weights_fingerprint
 from maskgit_pt.sample_folder import Sample, SampleFolder, read_settings
 
 PROGRAM = "python -m maskgit_pt.sample"
@@ -232,8 +233,7 @@ def _decoding(is_edit: bool) -> dict:
 def _settings(labels: list[int], options, device: torch.device) -> dict:
     """All that the samples depend on."""
     settings = {
-        "model": _fingerprint(FLAGS.model),
-        "tokenizer": _fingerprint(FLAGS.tokenizer) if FLAGS.tokenizer else None,
+        "weights": weights_fingerprint(*filter(None, (FLAGS.model, FLAGS.tokenizer))),
         "labels": labels,
         "seed": FLAGS.seed,
         "rng": FLAGS.rng,
@@ -246,27 +246,9 @@ def _settings(labels: list[int], options, device: torch.device) -> dict:
     if FLAGS.rng == "jax":
         settings |= {"batch_size": FLAGS.batch_size, "partitionable": FLAGS.partitionable}
     if FLAGS.edit is not None:
-        mask = _sha256(FLAGS.mask) if FLAGS.mask else None
-        settings["edit"] = [_sha256(FLAGS.edit), mask, FLAGS.box, FLAGS.extend]
+        mask = file_sha256(FLAGS.mask) if FLAGS.mask else None
+        settings["edit"] = [file_sha256(FLAGS.edit), mask, FLAGS.box, FLAGS.extend]
     return settings
-
-
-def _fingerprint(path: str) -> str:
-    """The SHA-256 of the weights."""
-    from maskgit_pt.pretrained import WEIGHTS_NAME, find_folder
-
-    if Path(path).is_file():
-        return _sha256(path)
-    folder = find_folder(path)
-    names = [WEIGHTS_NAME, f"transformer/{WEIGHTS_NAME}", f"tokenizer/{WEIGHTS_NAME}"]
-    files = [folder / name for name in names if (folder / name).is_file()]
-    files = files or sorted(path for path in folder.rglob("*") if path.is_file())  # not of ours
-    return " ".join(_sha256(file) for file in files)
-
-
-def _sha256(path: str | os.PathLike) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _all_samples(labels: list[int]) -> list[Sample]:
@@ -358,10 +340,12 @@ class _Writer:
         images = self.model.tokens_to_images(guesses)
         picture = step_pictures.strip(masks, images)
         path = self.folder.path(sample, "_steps.png")
-        self.folder.write(path, lambda path: picture.save(path, "PNG"))
+        with replacing(path) as temporary:
+            picture.save(temporary, "PNG")
         frames = step_pictures.animation(masks, images)
         path = self.folder.path(sample, "_steps.gif")
-        self.folder.write(path, lambda path: step_pictures.save_gif(frames, path))
+        with replacing(path) as temporary:
+            step_pictures.save_gif(frames, temporary)
 
 
 def cli() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maskgit_pt.pretrained import write_atomically
+from maskgit_pt.files import write_atomically
 from parity import report_figures
 from parity.compare import Record
 from parity.plan import Picture

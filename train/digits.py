@@ -19,7 +19,7 @@ from absl import flags
 from PIL import Image, ImageDraw
 
 from maskgit_pt import command_line as cl
-from maskgit_pt.pretrained import write_atomically
+from maskgit_pt.files import write_atomically
 
 PROGRAM = "python -m train.digits"
 USAGE = """

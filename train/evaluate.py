@@ -11,9 +11,10 @@ from absl import flags
 
 from maskgit_pt import command_line, imagenet, launch, sample
 from maskgit_pt.command_line import UsageError
-from maskgit_pt.pretrained import load_any, write_atomically
+from maskgit_pt.files import write_atomically
+from maskgit_pt.launch import Workers
+from maskgit_pt.pretrained import load_any, weights_fingerprint
 from train.evaluation import METRICS, TOKENIZER_METRICS, Context, report
-from train.evaluation.extraction import Workers
 from train.evaluation.features import EXTRACTORS
 from train.evaluation.reconstruction import LPIPS
 from train.evaluation.reference import Reference, load_reference, save_reference
@@ -23,7 +24,6 @@ from train.evaluation.sources import (
     ModelSource,
     Source,
     open_source,
-    weights_fingerprint,
 )
 from train.evaluation.tokenizers import evaluate_tokenizer
 

@@ -11,10 +11,10 @@ from absl import flags
 from torch import nn
 
 from maskgit_pt import command_line as cl
+from maskgit_pt.files import write_atomically
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
-from maskgit_pt.pretrained import write_atomically
 from train import settings
 from train.run import checkpoints
 from train.run.state import AVERAGES, MODELS

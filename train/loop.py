@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskgit_pt.pretrained import write_atomically
+from maskgit_pt.files import write_atomically
 from train import export, randomness, settings
 from train.run.checkpoints import Checkpoints
 from train.run.distributed import Processes

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from maskgit_pt.command_line import UsageError
-from maskgit_pt.pretrained import write_atomically
+from maskgit_pt.files import write_atomically
 
 FILE_NAME = "config.json"
 # What a run may be continued with another value of. The rest decides the result.

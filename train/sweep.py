@@ -14,13 +14,13 @@ from absl import flags
 
 from maskgit_pt import command_line, imagenet, launch, sample
 from maskgit_pt.command_line import UsageError
+from maskgit_pt.pretrained import weights_fingerprint
 from train import evaluate as evaluate_program
 from train.evaluation import Context, ModelSource, Workers, evaluate
 from train.evaluation.extraction import Cache
 from train.evaluation.reference import Reference, load_reference
 from train.evaluation.report import check_metrics
 from train.evaluation.samples import METRICS
-from train.evaluation.sources import weights_fingerprint
 from train.sweeps.cells import (
     Cell,
     CellFiles,

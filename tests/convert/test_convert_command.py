@@ -13,6 +13,7 @@ from convert_samples import write_flax
 
 from convert import __main__ as command
 from convert import published, rules
+from maskgit_pt import files
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_inspect(run, google_file, kind, foreign_files, tmp_path):
     rows = dict(line.split(":", 1) for line in out.splitlines())
     rows = {name: value.strip() for name, value in rows.items()}
     assert rows["kind"] == kind and rows["dtype"] == "float32" and rows["pixels"]
-    assert rows["file sha256"] == command.api.sha256(google_file)
+    assert rows["file sha256"] == files.file_sha256(google_file)
     assert rows["published"] == "no published file is known to have these shapes"
     assert rows["can become"].startswith("safetensors, flax, hmorimitsu")
     # The fingerprint is that of the weights, whatever they are packed in.

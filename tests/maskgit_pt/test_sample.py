@@ -106,9 +106,9 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     assert call(*options) == 0
     expected = files(tmp_path)
     for name in (
-        ".class0001_000000.png.77.tmp",
-        ".samples.npz.77.tmp",
-        ".class0001_000001_steps.gif.7.tmp",
+        ".class0001_000000.png.0123abcd.tmp",
+        ".samples.npz.0123abcd.tmp",
+        ".class0001_000001_steps.gif.0123abcd.tmp",
     ):
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / ".mine.7.tmp").write_bytes(b"")

@@ -13,10 +13,10 @@ from convert import rules
 from maskgit_pt import command_line
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
+from maskgit_pt.pretrained import weights_fingerprint
 from train import evaluate, sweep, tokenize
 from train.data import masking
 from train.data.tokens import TokenShards
-from train.evaluation.sources import weights_fingerprint
 from train.tasks.masked_tokens import MaskedLoss
 
 RECORDED = GOLDEN / "besnier"

@@ -11,7 +11,10 @@ from PIL import Image
 from recorded import load_tiny
 
 from maskgit_pt import MaskGIT
-from train.evaluation.extraction import Cache, Workers, atomic_file
+from maskgit_pt.files import atomic_file
+from maskgit_pt.launch import Workers
+from maskgit_pt.pretrained import weights_fingerprint
+from train.evaluation.extraction import Cache
 from train.evaluation.npz import Npz
 from train.evaluation.sources import (
     ArraySource,
@@ -19,7 +22,6 @@ from train.evaluation.sources import (
     ModelSource,
     check_same_size,
     open_source,
-    weights_fingerprint,
 )
 
 

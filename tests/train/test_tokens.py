@@ -247,7 +247,7 @@ def test_speed_and_memory(tmp_path):
     writer.finish(8)
     code = f"""
 import numpy as np, resource, time
-from train.tokens import TokenShards
+from train.data.tokens import TokenShards
 start = time.perf_counter()
 shards = TokenShards.open({str(tmp_path)!r})
 opened, rng = time.perf_counter() - start, np.random.default_rng(0)

@@ -18,7 +18,7 @@ try:
     import torchvision
 except RuntimeError:
     pass
-from train.torchvision_import import import_torch_fidelity, import_torchvision
+from train.evaluation.torchvision_import import import_torch_fidelity, import_torchvision
 import torch
 network = import_torchvision().models.resnet18(weights=None)
 assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from maskgit_pt.pretrained import write_atomically
+from maskgit_pt.files import write_atomically
 
 MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = "unfinished.json"  # the settings, until there is a manifest

@@ -4,8 +4,8 @@
 `frechet_distance`, `inception_score`, `manifold_metrics`.
 """
 
+from maskgit_pt.launch import Workers
 from train.evaluation.context import Context
-from train.evaluation.extraction import Workers
 from train.evaluation.frechet import Statistics, fit, frechet_distance
 from train.evaluation.inception_score import inception_score
 from train.evaluation.manifold import manifold_metrics

@@ -7,7 +7,8 @@ from typing import Self
 import numpy as np
 import torch
 
-from train.evaluation.extraction import Arrays, Cache, Workers, extract, remembered
+from maskgit_pt.launch import Workers
+from train.evaluation.extraction import Arrays, Cache, extract, remembered
 from train.evaluation.features import Extractor, make_extractor
 from train.evaluation.frechet import Statistics, fit
 from train.evaluation.sources import Source

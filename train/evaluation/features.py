@@ -1,7 +1,6 @@
 """Feature extractors: TF-Inception for published metrics, two small ones that need no weights."""
 
 import contextlib
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskgit_pt.files import file_sha256
 from train.evaluation.torchvision_import import import_torch_fidelity
 
 # Made by torch-fidelity from Google's graph classify_image_graph_def.pb (2015-12-05).
@@ -194,14 +194,6 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path}: not a PyTorch state dict (.pth of named tensors)")
     return state
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-    """Hex SHA-256 of a file."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download_inception() -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from maskgit_pt.files import atomic_file
 from train.evaluation.context import Context
-from train.evaluation.extraction import atomic_file
 from train.evaluation.features import INCEPTION_FEATURES, Extractor
 from train.evaluation.frechet import Statistics
 from train.evaluation.npz import Npz

@@ -17,12 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskgit_pt.libml.rng import sample_noise
-from maskgit_pt.pretrained import CONFIG_NAME, WEIGHTS_NAME, find_folder
 from maskgit_pt.sample_folder import SAMPLES_NAME, read_settings
 from train.data.image_base import Images, Names
 from train.data.image_folders import FolderImages, is_image
 from train.data.images import crop, describe_crop, open_images
-from train.evaluation.features import file_sha256
 from train.evaluation.npz import Npz
 
 _AT_ONCE = 1024  # files handed to the reading threads
@@ -306,30 +304,6 @@ def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> torch.T
         images, requirements=["C", "W"]
     )  # torch warns of arrays that cannot be written
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
-
-
-def weights_fingerprint(*models: str | os.PathLike) -> str:
-    """Hex SHA-256 over the files of networks, each a folder, a file or a hub id.
-
-    Of our folders weights and settings count (weights do not hold the number of heads), of others all files.
-    """
-    digest = hashlib.sha256()
-    for name in models:
-        for file in _weight_files(name):
-            digest.update(file_sha256(file).encode())
-    return digest.hexdigest()
-
-
-def _weight_files(name: str | os.PathLike) -> list[Path]:
-    if Path(name).is_file():
-        return [Path(name)]
-    folder = find_folder(name)
-    places = ("", "transformer", "tokenizer")
-    files = [folder / place / name for place in places for name in (WEIGHTS_NAME, CONFIG_NAME)]
-    files = [file for file in files if file.is_file()]
-    if any(file.name == WEIGHTS_NAME for file in files):
-        return files
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def check_same_size(samples: Source, reference: Source) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from maskgit_pt.pretrained import write_atomically
+from maskgit_pt.files import replacing, write_atomically
 from train.run.board import Board
 from train.run.distributed import Processes
 
@@ -151,9 +151,8 @@ class Reporter:
         image = image.resize((zoom * image.width, zoom * image.height), Image.Resampling.NEAREST)
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}")
-            image.save(temporary, format="png")
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                image.save(temporary, format="png")
         if self._board is not None:
             with _writing(self._board.path):
                 self._board.image(path.parent.name, np.asarray(image), step)

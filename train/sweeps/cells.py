@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from maskgit_pt import samplers
+from maskgit_pt.files import write_atomically
 from maskgit_pt.pipeline import TOKENIZERS, Decoding, MaskGIT
-from maskgit_pt.pretrained import WEIGHTS_NAME, load_any, write_atomically
+from maskgit_pt.pretrained import WEIGHTS_NAME, load_any, weights_fingerprint
 from train import export
 from train.evaluation.npz import Npz
-from train.evaluation.sources import open_source, weights_fingerprint
+from train.evaluation.sources import open_source
 from train.run import checkpoints
 from train.sweeps.studies import Settings
 

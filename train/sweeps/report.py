@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from maskgit_pt.pretrained import write_atomically
+from maskgit_pt.files import write_atomically
 from train.evaluation.report import column_title, markdown, protocol_text, value_text
 from train.sweeps.cells import CASE, Cell, describe, resolve, title
 from train.sweeps.cells import value_text as setting_text

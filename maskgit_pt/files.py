@@ -1,0 +1,84 @@
+"""Files that appear whole or not at all, and their hashes."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Path]:
+    """Gives a temporary name beside `path`; what is made there gets its name if all went well.
+
+    The temporary name is `.<name>.<8 hexadecimal digits>.tmp`. A folder's files replace those of the same
+    name in an existing folder; others there stay. On any error, an interruption included, what was made
+    is removed.
+
+    Args:
+      path: of the file or folder to make.
+      durable: wait until the disk has it.
+
+    Raises:
+      OSError: `path` cannot be written; `strerror` is the system's reason, `filename` is `path`.
+    """
+    path = Path(os.path.abspath(path))  # "." has no name
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        files = list(temporary.iterdir()) if temporary.is_dir() else [temporary]
+        for file in files if durable else []:
+            synchronise(file)
+        if temporary.is_dir() and path.is_dir():
+            for file in files:
+                os.replace(file, path / file.name)
+            temporary.rmdir()
+        else:
+            os.replace(temporary, path)
+        if durable:
+            synchronise(path.parent)
+    except BaseException as error:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # names the temporary file, or none
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Gives an open file that gets the name `path` at the end, or is removed; errors as `replacing`."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Writes `data` to `path`, whole or not at all; errors as `replacing`."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def synchronise(path: str | os.PathLike) -> None:
+    """Waits until the disk has a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
