@@ -1,7 +1,11 @@
 """Fixtures for the tests of all packages."""
 
 import json
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a core a worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import format_files
 import ml_collections
@@ -31,3 +35,10 @@ def tiny_tokenizer():
 def foreign_files(tmp_path_factory) -> Path:
     """A folder with `formats/*` and `besnier/vqgan/*`: files as other projects write them."""
     return format_files.unpack(tmp_path_factory.mktemp("foreign"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two workers for the default tests; none for full-size or GPU checks, a debugger, or `-s`."""
+    selected = config.option.markexpr
+    alone = selected and "not slow" not in selected
+    return 0 if alone or config.option.usepdb or config.option.capture == "no" else 2
