@@ -15,10 +15,10 @@ PROGRAM = "python -m train"
 USAGE = """
 python -m train --config=RECIPE --output=FOLDER [--config.FIELD=VALUE ...]
 
-Trains with the settings of a recipe (train/configs/*.py), e.g.
+Trains with the settings of a recipe, one of the project's by name (train/configs/*.py) or a file, e.g.
 
-  python -m train --config=train/configs/best256.py --output=runs/best256 --config.data.tokens=tokens256
-  torchrun --nproc_per_node=8 -m train --config=train/configs/best256.py --output=runs/best256 \\
+  maskgit-train --config=best256 --output=runs/best256 --config.data.tokens=tokens256
+  torchrun --nproc_per_node=8 --no-python maskgit-train --config=best256 --output=runs/best256 \\
       --config.data.tokens=tokens256
 
 --dry_run prints all settings; train/configs/defaults.py, and tokenizer_defaults.py for the tokenizer, explain
@@ -93,7 +93,7 @@ def _describe(config: object, processes: Processes) -> None:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = settings.with_recipe_files(sys.argv[1:] if argv is None else argv)
     values = make_flags(argv)
     return cl.run(lambda: main(values), values, PROGRAM, USAGE, argv, settings.check_arguments)
 

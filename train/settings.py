@@ -23,12 +23,34 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
+RECIPES = Path(__file__).parent / "configs"
+
+
+def recipes() -> list[str]:
+    """Names of the project's own recipes, e.g. "best256"."""
+    files = RECIPES.glob("*.py")
+    return sorted(f.stem for f in files if not f.stem.endswith(("__init__", "defaults")))
+
+
+def with_recipe_files(argv: Sequence[str]) -> list[str]:
+    """Puts the file of a recipe of the project in place of its name: `--config=best256`."""
+    found = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, name = argument.partition("=")
+        if flag in ("--config", "-config") and (equals or i + 1 < len(argv)):
+            place, start = (i, f"{flag}=") if equals else (i + 1, "")
+            name = name if equals else argv[i + 1]
+            if name in recipes() and not Path(name).is_file():
+                found[place] = f"{start}{RECIPES / name}.py"
+    return found
+
+
 def define_flag(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
     """Adds `--config=FILE` and `--config.field=VALUE` to a program's flags."""
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "The recipe, e.g. train/configs/best256.py; --config.optimizer.lr=2e-4 (after it) changes a field.",
+        "A recipe: best256, say, or a file; --config.optimizer.lr=2e-4 (after it) changes a field.",
         flag_values=flag_values,
         sys_argv=list(argv),
     )
@@ -49,7 +71,9 @@ def check_arguments(argv: Sequence[str]) -> None:
     if recipe is None:
         return
     if not Path(recipe).is_file():
-        raise FileNotFoundError(f"--config={recipe}: no such file; recipes are in train/configs")
+        raise FileNotFoundError(
+            f"--config={recipe}: no such recipe or file; accepted: {', '.join(recipes())}, or a file"
+        )
     known = list(flatten(load_file(recipe)))
     groups = {name.rsplit(".", 1)[0] for name in known if "." in name}
     for argument in argv:

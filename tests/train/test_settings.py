@@ -27,7 +27,10 @@ def test_a_typo_gets_a_suggestion(flag, hint, capsys):
 
 def test_no_such_recipe(capsys):
     assert program.cli(["--config=nowhere.py", "--output=x"]) == 1
-    assert "--config=nowhere.py: no such file" in capsys.readouterr().err
+    assert (
+        "--config=nowhere.py: no such recipe or file; accepted: besnier256,"
+        in capsys.readouterr().err
+    )
 
 
 def test_wrong_type_and_missing_flags(capsys):
@@ -106,3 +109,18 @@ def test_all_recipes_are_valid():
 def test_usage_error_is_raised_before_anything_else():
     with pytest.raises(UsageError):
         settings.check_arguments([f"--config={RECIPE}", "--config.nothing=1"])
+
+
+@pytest.mark.parametrize("argv", [["--config=best256", "--x=1"], ["--config", "best256", "--x=1"]])
+def test_recipes_have_names(argv):
+    file = str(settings.RECIPES / "best256.py")
+    found = settings.with_recipe_files(argv)
+    assert "".join(found) == "".join(argv).replace("best256", file)
+    settings.check_arguments(found)
+    assert "best256" in settings.recipes() and "defaults" not in settings.recipes()
+
+
+def test_a_file_goes_before_a_recipe_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "best256").write_text("")
+    assert settings.with_recipe_files(["--config=best256"]) == ["--config=best256"]
