@@ -1,4 +1,4 @@
-"""Command line: `python -m convert`."""
+"""Command line: `maskgit-convert`."""
 
 import signal
 import sys
@@ -10,16 +10,16 @@ from convert import api, formats, inspection
 from convert.files import dtypes
 from maskgit_pt import command_line
 
-PROGRAM = "python -m convert"
+PROGRAM = "maskgit-convert"
 USAGE = """\
 Converts MaskGIT weights of any origin: Google's Flax files, files of the projects that ported them, and
 those of Besnier & Chen, to PyTorch folders and back.
 
-  python -m convert --input=maskgit_imagenet256_checkpoint --output=maskgit256
-  python -m convert --input=maskgit256 --output=maskgit_imagenet256_checkpoint --to=flax
-  python -m convert --input=maskgit_imagenet256.ckpt --output=maskgit_imagenet256_checkpoint --to=flax
-  python -m convert --inspect=FILE
-  python -m convert --list
+  maskgit-convert --input=maskgit_imagenet256_checkpoint --output=maskgit256
+  maskgit-convert --input=maskgit256 --output=maskgit_imagenet256_checkpoint --to=flax
+  maskgit-convert --input=maskgit_imagenet256.ckpt --output=maskgit_imagenet256_checkpoint --to=flax
+  maskgit-convert --inspect=FILE
+  maskgit-convert --list
 
 What the input is, is told from its content. A PyTorch folder holds config.json, model.safetensors
 and README.md; `from_pretrained` of the networks and of maskgit_pt.MaskGIT loads it.

@@ -1,4 +1,4 @@
-"""What `python -m convert --list` and `--inspect` print."""
+"""What `maskgit-convert --list` and `--inspect` print."""
 
 import hashlib
 import json

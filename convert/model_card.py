@@ -32,7 +32,7 @@ from {module} import {class_name}
 {variable} = {class_name}.from_pretrained("FOLDER")
 ```
 
-`python -m convert --input=FOLDER --output=OUTPUT --to={formats}` gives other formats, also the one it
+`maskgit-convert --input=FOLDER --output=OUTPUT --to={formats}` gives other formats, also the one it
 was converted from.
 The weights keep the licence of their source.
 """

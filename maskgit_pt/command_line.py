@@ -31,7 +31,7 @@ def run(
       main: called without arguments after parsing; its return value (None means 0) is the exit
         code.
       flag_values: the program's own flags.
-      program: how a user calls it, e.g. "python -m convert"; opens usage and error lines.
+      program: how a user calls it, e.g. "maskgit-convert"; opens usage and error lines.
       usage: what it does, with examples; printed by `--help`.
       argv: arguments without the program's name; default: `sys.argv[1:]`.
       check: looks at the arguments before they are parsed, and raises if it does not like them.

@@ -62,7 +62,7 @@ class PretrainedMixin:
         if found != cls.model_type:
             raise ValueError(
                 f"{config_path}: model_type is {found!r}; {cls.__name__} reads {cls.model_type!r}"
-                + ("" if found else f" (python -m convert --input={folder} makes such a folder)")
+                + ("" if found else f" (maskgit-convert --input={folder} makes such a folder)")
             )
         try:
             with without_values():
@@ -182,7 +182,7 @@ def find_folder(folder_or_hub_id: str | os.PathLike, revision: str | None = None
     if folder.exists():
         raise ValueError(
             f"{folder} is a file; from_pretrained reads folders with {CONFIG_NAME} and "
-            f"{WEIGHTS_NAME} (python -m convert --input={folder} --output=FOLDER makes one)"
+            f"{WEIGHTS_NAME} (maskgit-convert --input={folder} --output=FOLDER makes one)"
         )
     import huggingface_hub
 

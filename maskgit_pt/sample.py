@@ -1,4 +1,4 @@
-"""Command line: `python -m maskgit_pt.sample`, pictures of ImageNet classes, and edited pictures."""
+"""Command line: `maskgit-sample`, pictures of ImageNet classes, and edited pictures."""
 
 import functools
 import os
@@ -18,20 +18,20 @@ from maskgit_pt.libml.rng import Rng, sample_noise
 from maskgit_pt.pretrained import weights_fingerprint
 from maskgit_pt.sample_folder import Sample, SampleFolder, read_settings
 
-PROGRAM = "python -m maskgit_pt.sample"
+PROGRAM = "maskgit-sample"
 USAGE = """\
 Generates images of ImageNet classes with MaskGIT, or regenerates part of a picture.
 
-  python -m maskgit_pt.sample --model=maskgit256 --tokenizer=tokenizer256 --labels=lorikeet,207
-  python -m maskgit_pt.sample --model=maskgit256 --tokenizer=tokenizer256 --labels=all \\
+  maskgit-sample --model=maskgit256 --tokenizer=tokenizer256 --labels=lorikeet,207
+  maskgit-sample --model=maskgit256 --tokenizer=tokenizer256 --labels=all \\
       --num_samples=50000 --steps=8 --batch_size=64 --dtype=bfloat16 --compile
-  python -m maskgit_pt.sample --model=maskgit512 --tokenizer=tokenizer512 --labels=345 \\
+  maskgit-sample --model=maskgit512 --tokenizer=tokenizer512 --labels=345 \\
       --edit=photo.png --box=64,32,128,144
 
 Writes into --output one PNG an image, named by class and index (it holds label and tokens as text), a grid,
 samples.npz as the ADM evaluator reads it, and tokens.npy. Labels take turns: sample i has label i modulo
 their number. Interrupted, the same command goes on; with a larger --num_samples it adds to the set. Under
-`torchrun --nproc_per_node=GPUS -m maskgit_pt.sample ...` the processes share the work.
+`torchrun --nproc_per_node=GPUS --no-python maskgit-sample ...` the processes share the work.
 
 Sample i depends on --seed and i alone, not on the batch or the number of processes. With --rng=jax the
 noise is that of the official JAX code instead, where it depends on the batch: every batch of --batch_size
@@ -45,7 +45,7 @@ number = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
 boolean = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
 enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
 
-_WHAT = "a folder, a file of any format in 'python -m convert --list', or a Hugging Face hub id"
+_WHAT = "a folder, a file of any format in 'maskgit-convert --list', or a Hugging Face hub id"
 string("model", None, f"Transformer: {_WHAT}; or a folder with both networks.", required=True)
 string("tokenizer", None, f"Tokenizer: {_WHAT}.")
 string("labels", None, "Class ids, ranges, ImageNet names, or all: 90,200-205,golden retriever.")

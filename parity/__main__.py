@@ -1,4 +1,4 @@
-"""Command line: `python -m parity`."""
+"""Command line: `maskgit-parity`."""
 
 import importlib
 import importlib.metadata
@@ -14,13 +14,13 @@ from absl import flags
 
 from maskgit_pt import command_line
 
-PROGRAM = "python -m parity"
+PROGRAM = "maskgit-parity"
 USAGE = """\
 Proves that maskgit_pt computes what MaskGIT in JAX computes; exit code 0 only if all agrees.
 
-  python -m parity
-  python -m parity --report=parity_report
-  python -m parity --transformer=maskgit_imagenet256_checkpoint \\
+  maskgit-parity
+  maskgit-parity --report=parity_report
+  maskgit-parity --transformer=maskgit_imagenet256_checkpoint \\
       --tokenizer=tokenizer_imagenet256_checkpoint --official=CHECKOUT --report=parity_report
 
 Without flags it draws weights at a small size, writes them as Google-format checkpoints, converts

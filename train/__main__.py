@@ -11,9 +11,9 @@ from maskgit_pt import command_line as cl
 from train import loop, settings
 from train.run.distributed import Processes
 
-PROGRAM = "python -m train"
+PROGRAM = "maskgit-train"
 USAGE = """
-python -m train --config=RECIPE --output=FOLDER [--config.FIELD=VALUE ...]
+maskgit-train --config=RECIPE --output=FOLDER [--config.FIELD=VALUE ...]
 
 Trains with the settings of a recipe, one of the project's by name (train/configs/*.py) or a file, e.g.
 
@@ -25,8 +25,8 @@ Trains with the settings of a recipe, one of the project's by name (train/config
 them.
 
 The folder then holds config.json, checkpoints/, metrics.jsonl, tensorboard/ and pictures/. Run the same
-command again to go on from the newest checkpoint, on any number of processes. python -m train.plot draws
-the curves; python -m train.export makes a folder for from_pretrained.
+command again to go on from the newest checkpoint, on any number of processes. maskgit-plot draws
+the curves; maskgit-export makes a folder for from_pretrained.
 """
 
 

@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw
 from maskgit_pt import command_line as cl
 from maskgit_pt.files import write_atomically
 
-PROGRAM = "python -m train.digits"
+PROGRAM = "maskgit-digits"
 USAGE = """
-python -m train.digits [--output=digits]
+maskgit-digits [--output=digits]
 
 Writes digits as images, trains a tokenizer and a transformer on them, generates 1,000 digits, and scores
 them: digits.png, report.json. Every step is one of the project's commands, printed as one would type it.

@@ -1,4 +1,4 @@
-"""Command line: `python -m train.evaluate`, the published metrics of samples and of tokenizers."""
+"""Command line: `maskgit-evaluate`, the published metrics of samples and of tokenizers."""
 
 import copy
 import functools
@@ -27,21 +27,21 @@ from train.evaluation.sources import (
 )
 from train.evaluation.tokenizers import evaluate_tokenizer
 
-PROGRAM = "python -m train.evaluate"
+PROGRAM = "maskgit-evaluate"
 USAGE = """\
 Compares samples with a reference: FID, Inception Score, precision, recall, density, coverage. Or images with
 what a tokenizer makes of them: rFID, PSNR, SSIM, LPIPS, use of the codebook.
 
-  python -m train.evaluate --samples=samples.npz --reference=VIRTUAL_imagenet256_labeled.npz
-  python -m train.evaluate --model=maskgit256 --tokenizer=tokenizer256 --steps=8 --batch_size=64 \\
+  maskgit-evaluate --samples=samples.npz --reference=VIRTUAL_imagenet256_labeled.npz
+  maskgit-evaluate --model=maskgit256 --tokenizer=tokenizer256 --steps=8 --batch_size=64 \\
       --reference=VIRTUAL_imagenet256_labeled.npz
-  python -m train.evaluate --tokenizer=tokenizer256 --images=imagenet/val --image_size=256
-  python -m train.evaluate --reference=imagenet/train --image_size=256 --save_statistics=train256.npz
+  maskgit-evaluate --tokenizer=tokenizer256 --images=imagenet/val --image_size=256
+  maskgit-evaluate --reference=imagenet/train --image_size=256 --save_statistics=train256.npz
 
 Writes evaluation.json and evaluation.md into --output, with the whole protocol, and prints the table. The
 defaults are the conventions of the ADM evaluator: 50,000 samples, 3 nearest neighbours, 10 splits. Features
-are remembered in --cache. Under `torchrun --nproc_per_node=GPUS -m train.evaluate ...` the processes share
-the images; the result is that of one process."""
+are remembered in --cache. Under `torchrun --nproc_per_node=GPUS --no-python maskgit-evaluate ...` the processes
+share the images; the result is that of one process."""
 
 FLAGS = flags.FlagValues()
 string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)

@@ -19,12 +19,12 @@ from train import settings
 from train.run import checkpoints
 from train.run.state import AVERAGES, MODELS
 
-PROGRAM = "python -m train.export"
+PROGRAM = "maskgit-export"
 USAGE = """
-python -m train.export RUN --output=FOLDER [--step=N] [--noaverage]
+maskgit-export RUN --output=FOLDER [--step=N] [--noaverage]
 
 Takes the averaged weights (EMA) of a run's newest checkpoint. The folder is one for from_pretrained and
-for every other command; python -m convert --input=FOLDER --output=FILE --to=flax makes the file that
+for every other command; maskgit-convert --input=FOLDER --output=FILE --to=flax makes the file that
 Google's code loads.
 """
 NETWORKS_NAME = "networks.json"

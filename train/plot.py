@@ -9,9 +9,9 @@ from absl import flags
 from maskgit_pt import command_line as cl
 from train.run.metrics import read_metrics
 
-PROGRAM = "python -m train.plot"
+PROGRAM = "maskgit-plot"
 USAGE = """
-python -m train.plot RUN [RUN ...] [--output=curves.png] [--smooth=0.9]
+maskgit-plot RUN [RUN ...] [--output=curves.png] [--smooth=0.9]
 
 One picture with a panel for each metric, over steps, a line for each run. Losses at several mask ratios
 share a panel.

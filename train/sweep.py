@@ -1,4 +1,4 @@
-"""Command line: `python -m train.sweep`, the studies of the 2023 report and sweeps of one's own."""
+"""Command line: `maskgit-sweep`, the studies of the 2023 report and sweeps of one's own."""
 
 import copy
 import dataclasses
@@ -34,17 +34,17 @@ from train.sweeps.cells import (
 from train.sweeps.report import Sweep, write
 from train.sweeps.studies import STUDIES, Study
 
-PROGRAM = "python -m train.sweep"
+PROGRAM = "maskgit-sweep"
 USAGE = """\
 Samples and evaluates a model at many settings: a study of the 2023 report (Besnier & Chen), or a grid of
 one's own. Ends with a table, beside published numbers where they are known, and a plot.
 
-  python -m train.sweep --list
-  python -m train.sweep --study=schedulers --model=besnier512 --tokenizer=vqgan \\
+  maskgit-sweep --list
+  maskgit-sweep --study=schedulers --model=besnier512 --tokenizer=vqgan \\
       --reference=VIRTUAL_imagenet512.npz
-  python -m train.sweep --study=training --run=runs/best256 --tokenizer=tokenizer256 \\
+  maskgit-sweep --study=training --run=runs/best256 --tokenizer=tokenizer256 \\
       --reference=VIRTUAL_imagenet256_labeled.npz --num_samples=10000
-  python -m train.sweep --grid=guidance=0,1,2,3 --grid=steps=8,12 --model=maskgit256 \\
+  maskgit-sweep --grid=guidance=0,1,2,3 --grid=steps=8,12 --model=maskgit256 \\
       --tokenizer=tokenizer256 --reference=VIRTUAL_imagenet256_labeled.npz
 
 Writes NAME.md, NAME.csv, NAME.json and NAME.png into --output, NAME being the study's. Every cell's result

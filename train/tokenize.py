@@ -1,4 +1,4 @@
-"""Command line: `python -m train.tokenize`, images into token shards."""
+"""Command line: `maskgit-tokenize`, images into token shards."""
 
 import collections
 import functools
@@ -27,16 +27,16 @@ from train.data.shard_files import write_file
 from train.data.tokens import ShardWriter, TokenShards, tokenizer_fingerprint
 from train.randomness import generator
 
-PROGRAM = "python -m train.tokenize"
+PROGRAM = "maskgit-tokenize"
 USAGE = """\
 Turns labelled images into token shards, which training reads.
 
-  python -m train.tokenize --images=imagenet/train --tokenizer=tokenizer256 --output=tokens256
-  python -m train.tokenize --images=KAGGLE_DOWNLOAD --split=train --tokenizer=tokenizer256 \\
+  maskgit-tokenize --images=imagenet/train --tokenizer=tokenizer256 --output=tokens256
+  maskgit-tokenize --images=KAGGLE_DOWNLOAD --split=train --tokenizer=tokenizer256 \\
       --crops=10 --crop=random+flip --dtype=bfloat16 --output=tokens256
-  python -m train.tokenize --images='shards/imagenet-train-{0000..1023}.tar' \\
+  maskgit-tokenize --images='shards/imagenet-train-{0000..1023}.tar' \\
       --tokenizer=tokenizer_imagenet256_checkpoint --output=tokens256
-  python -m train.tokenize --verify=tokens256
+  maskgit-tokenize --verify=tokens256
 
 Images are a folder with a folder a class (ImageFolder), the Kaggle download of ImageNet, or uncompressed tar
 files in WebDataset's layout (key.jpg beside key.cls or key.json). Writes into --output the tokens and labels
@@ -44,7 +44,8 @@ as NumPy files, manifest.json, and preview.png: crops, each beside what the toke
 
 Interrupted at any moment, the same command goes on from the finished shards; other settings, another
 tokenizer or other images are refused. A damaged image is named on standard error and in the manifest, and
-left out. Under `torchrun --nproc_per_node=GPUS -m train.tokenize ...` the processes share the shards. Crop c
+left out. Under `torchrun --nproc_per_node=GPUS --no-python maskgit-tokenize ...` the processes share the shards.
+Crop c
 of image i depends on --seed, i and c alone; on a CPU the files are the same bytes for any number of
 processes, workers and threads and any batch size."""
 
@@ -356,7 +357,7 @@ def _wait_for_all(world: int) -> None:
 
 
 def cli() -> int:
-    """Entry point of `python -m train.tokenize`."""
+    """Entry point of `maskgit-tokenize`."""
     return command_line.run(main, FLAGS, PROGRAM, USAGE)
 
 

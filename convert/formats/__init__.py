@@ -41,7 +41,7 @@ BY_NAME = {format.NAME: format for format in FORMATS}
 ACCEPTED = (
     "folders with config.json and model.safetensors, .safetensors files, Google's Flax files, "
     "PyTorch files of hmorimitsu, open-muse, TiTok, MaskBit, MAGE, Besnier & Chen, taming "
-    "(python -m convert --list)"
+    "(maskgit-convert --list)"
 )
 _ENOUGH = 0.5  # likeness
 

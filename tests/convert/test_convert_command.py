@@ -1,4 +1,4 @@
-"""`python -m convert`: exit codes, what it prints and where."""
+"""`maskgit-convert`: exit codes, what it prints and where."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def test_there_and_back(run, google_file, kind, tmp_path):
     assert back.read_bytes() == google_file.read_bytes()
     code, out, err = run(*arguments)
     assert (code, out) == (1, "")
-    assert err == f"python -m convert: error: {back} exists already; --overwrite replaces it\n"
+    assert err == f"maskgit-convert: error: {back} exists already; --overwrite replaces it\n"
     assert run(*arguments, "--overwrite")[0] == 0
 
 
@@ -49,7 +49,7 @@ def test_problem_with_the_input(run, miniature, tmp_path):
     miniature.write_bytes(miniature.read_bytes()[:-3])
     code, out, err = run(f"--input={miniature}", f"--output={tmp_path / 'folder'}")
     assert (code, out) == (1, "")
-    assert err.startswith(f"python -m convert: error: {miniature}: ") and err.count("\n") == 1
+    assert err.startswith(f"maskgit-convert: error: {miniature}: ") and err.count("\n") == 1
     assert "params/" in err
     assert [path.name for path in tmp_path.iterdir()] == [miniature.name]
 
@@ -81,7 +81,7 @@ def test_not_finite_is_a_warning(run, miniature_flat, tmp_path):
     file = write_flax(tmp_path / "file", miniature_flat)
     code, out, err = run(f"--input={file}", f"--output={tmp_path / 'folder'}")
     assert code == 0 and "kind:" in out
-    assert err == f"python -m convert: warning: 1 tensors hold NaN or infinity: {name}\n"
+    assert err == f"maskgit-convert: warning: 1 tensors hold NaN or infinity: {name}\n"
 
 
 def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -106,7 +106,7 @@ def test_interrupted(miniature, tmp_path, sent):
     )
     done = run_script(script, f"--input={miniature}", f"--output={tmp_path / 'folder'}")
     assert done.returncode == 130
-    assert done.stderr == "python -m convert: error: interrupted\n"
+    assert done.stderr == "maskgit-convert: error: interrupted\n"
     assert [path.name for path in tmp_path.iterdir()] == [miniature.name]
 
 

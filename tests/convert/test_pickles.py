@@ -91,7 +91,7 @@ def refusal(file: Path, capsys, *arguments: str) -> str:
     sys.argv[1:] = [f"--input={file}", f"--output={file.parent / 'out'}", *arguments]
     assert command.cli() == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"python -m convert: error: {file}: "), captured.err
+    assert captured.err.startswith(f"maskgit-convert: error: {file}: "), captured.err
     assert captured.err.count("\n") == 1 and not captured.out and len(captured.err) < 1000
     assert sorted(file.parent.iterdir()) == before
     return captured.err

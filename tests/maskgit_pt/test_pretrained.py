@@ -106,7 +106,7 @@ def test_missing_and_broken_files(kind, folder, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors: missing"):
         CLASSES[kind].from_pretrained(folder)
-    with pytest.raises(ValueError, match="is a file; .*python -m convert"):
+    with pytest.raises(ValueError, match="is a file; .*maskgit-convert"):
         CLASSES[kind].from_pretrained(folder / "config.json")
 
 

@@ -92,7 +92,7 @@ def make_page(folder, results):
     context = report.Context(
         other="the <other>",
         notes=("a note",),
-        command="python -m parity --size=256",
+        command="maskgit-parity --size=256",
         facts=(("versions", "jax 1"),),
         files=(("transformer", "file", "abc123", 1234567),),
         not_compared=plan.NOT_COMPARED,
@@ -117,7 +117,7 @@ def test_the_report_stands_alone_and_says_all(tmp_path, results):
         "abc123",
         "1,234,567",
         "difference x 2e+05",
-        "python -m parity --size=256",
+        "maskgit-parity --size=256",
         "jax 1",
         "a note",
     ):

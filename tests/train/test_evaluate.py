@@ -263,7 +263,7 @@ def test_bad_input(sets, tmp_path, capsys):
         capsys.readouterr()
         assert call("--features=random", *args) == code
         lines = capsys.readouterr().err.strip().splitlines()
-        assert len(lines) == 1 and lines[0].startswith("python -m train.evaluate: error: ")
+        assert len(lines) == 1 and lines[0].startswith("maskgit-evaluate: error: ")
         return lines[0]
 
     good = ["--samples=samples", "--reference=reference"]

@@ -255,7 +255,7 @@ def test_bad_input(call, folder, tmp_path, capsys):
         capsys.readouterr()
         assert call(*args) == code
         lines = capsys.readouterr().err.strip().splitlines()
-        assert len(lines) == 1 and lines[0].startswith("python -m train.sweep: error: ")
+        assert len(lines) == 1 and lines[0].startswith("maskgit-sweep: error: ")
         return lines[0]
 
     assert "--study=scheduler: unknown; did you mean schedulers?" in error("--study=scheduler")

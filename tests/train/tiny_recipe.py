@@ -1,4 +1,4 @@
-"""A recipe for runs of a second: python -m train --config=tests/train/tiny_recipe.py."""
+"""A recipe for runs of a second: maskgit-train --config=tests/train/tiny_recipe.py."""
 
 import sys
 from pathlib import Path

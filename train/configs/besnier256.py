@@ -1,6 +1,6 @@
 """The 2023 reproduction at 256 px: Besnier & Chen, "A PyTorch Reproduction of MaskGIT", arXiv 2310.14400.
 
-    torchrun --nproc_per_node=8 -m train --config=train/configs/besnier256.py --output=runs/besnier256 \\
+    torchrun --nproc_per_node=8 --no-python maskgit-train --config=besnier256 --output=runs/besnier256 \\
         --config.data.tokens=tokens256 --config.tokenizer=vqgan_f16_1024
 
 Cost: 755,200 steps of 512 images are 108 EFLOP: 193 A100-hours at half of the peak rate (312 TFLOP/s). The

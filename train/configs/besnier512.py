@@ -1,6 +1,6 @@
 """The 2023 reproduction at 512 px: fine-tuning of the 256 px model (Besnier & Chen, arXiv 2310.14400).
 
-    torchrun --nproc_per_node=8 -m train --config=train/configs/besnier512.py --output=runs/besnier512 \\
+    torchrun --nproc_per_node=8 --no-python maskgit-train --config=besnier512 --output=runs/besnier512 \\
         --config.data.tokens=tokens512 --config.tokenizer=vqgan_f16_1024 --config.init_from=besnier256
 
 Cost: 750,000 steps of 128 images are 124 EFLOP: 221 A100-hours at half of the peak rate (312 TFLOP/s).

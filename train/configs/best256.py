@@ -1,6 +1,6 @@
 """What is known to work best at 256 px: the official network and tokenizer, trained for guidance.
 
-    torchrun --nproc_per_node=8 -m train --config=train/configs/best256.py --output=runs/best256 \\
+    torchrun --nproc_per_node=8 --no-python maskgit-train --config=best256 --output=runs/best256 \\
         --config.data.tokens=tokens256 --config.tokenizer=tokenizer256
 
 Cost: 1,500,000 steps of 256 images are 107 EFLOP: 190 A100-hours at half of the peak rate (312 TFLOP/s).

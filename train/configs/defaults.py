@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
             "num_class": 1000,
             "image_size": 256,  # pixels
             "data": {
-                "tokens": "",  # a folder of `python -m train.tokenize`; or
+                "tokens": "",  # a folder of `maskgit-tokenize`; or
                 "images": "",  # images, tokenized while training by `tokenizer`
                 "split": "",  # of `images`, in the Kaggle layout: train or val
                 "crop": "random_resized+flip",  # of `images`; see `train.images.crop`

@@ -1,8 +1,8 @@
 """Handwritten digits by class, on two CPU cores: the whole method at a size that anyone can run.
 
-    python -m train --config=train/configs/digits.py --output=transformer --config.data.tokens=tokens
+    maskgit-train --config=digits --output=transformer --config.data.tokens=tokens
 
-Cost: two minutes on a CPU core. Part of `python -m train.digits`.
+Cost: two minutes on a CPU core. Part of `maskgit-digits`.
 Expected: at least 95% of generated digits are recognised as the class that was asked for.
 """
 

@@ -1,9 +1,9 @@
 """A tokenizer for handwritten digits: 8 px, 16 tokens of 256 codes.
 
-    python -m train --config=train/configs/digits_tokenizer.py --output=RUN \\
+    maskgit-train --config=train/configs/digits_tokenizer.py --output=RUN \\
         --config.data.images=images/shifted
 
-Cost: two to three minutes on a CPU core. Part of `python -m train.digits`.
+Cost: two to three minutes on a CPU core. Part of `maskgit-digits`.
 Expected: PSNR of 22 dB or more (24 were measured) on digits it has not seen, more than half of the codes in
 use.
 """

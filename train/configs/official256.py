@@ -1,6 +1,6 @@
 """The authors' published configuration at 256 px (Chang et al. 2022, `maskgit_class_cond_config.py`).
 
-    torchrun --nproc_per_node=8 -m train --config=train/configs/official256.py --output=runs/official256 \\
+    torchrun --nproc_per_node=8 --no-python maskgit-train --config=official256 --output=runs/official256 \\
         --config.data.tokens=tokens256 --config.tokenizer=tokenizer256
 
 Cost: 2,000,000 steps of 256 images are 143 EFLOP: 254 A100-hours at half of the peak rate (312 TFLOP/s).

@@ -1,6 +1,6 @@
 """The authors' published configuration at 512 px: that of 256 px on 1024 tokens.
 
-    torchrun --nproc_per_node=8 -m train --config=train/configs/official512.py --output=runs/official512 \\
+    torchrun --nproc_per_node=8 --no-python maskgit-train --config=official512 --output=runs/official512 \\
         --config.data.tokens=tokens512 --config.tokenizer=tokenizer512
 
 Cost: 2,000,000 steps of 256 images are 658 EFLOP: 1,172 A100-hours at half of the peak rate (312 TFLOP/s).

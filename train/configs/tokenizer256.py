@@ -1,6 +1,6 @@
 """The tokenizer at 256 px after the authors' published configuration (official `vqgan_config.py`).
 
-    torchrun --nproc_per_node=8 -m train --config=train/configs/tokenizer256.py --output=runs/tokenizer256 \\
+    torchrun --nproc_per_node=8 --no-python maskgit-train --config=tokenizer256 --output=runs/tokenizer256 \\
         --config.data.images=imagenet/train --config.perceptual_weights=resnet50.pth
 
 Cost: 1,000,000 steps of 256 images, each 1,311 GFLOP (counted, not measured), are 336 EFLOP: 598

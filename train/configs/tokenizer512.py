@@ -1,6 +1,6 @@
 """The tokenizer at 512 px: the configuration of 256 px on larger images.
 
-    torchrun --nproc_per_node=8 -m train --config=train/configs/tokenizer512.py --output=runs/tokenizer512 \\
+    torchrun --nproc_per_node=8 --no-python maskgit-train --config=tokenizer512 --output=runs/tokenizer512 \\
         --config.data.images=imagenet/train --config.perceptual_weights=resnet50.pth
 
 Cost: 1,000,000 steps of 256 images, each 4,233 GFLOP (counted, not measured), are 1,084 EFLOP: 1,930

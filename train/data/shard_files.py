@@ -17,7 +17,7 @@ FORMAT = "maskgit_pt token shards, version 1"
 PARTS = ("tokens", "labels", "crcs")
 SETTINGS = ("tokenizer", "image_size", "grid", "codebook_size", "crops", "preprocessing", "source",
              "class_names")  # fmt: skip
-REPAIR = "python -m train.tokenize, run again as before, makes damaged shards anew"
+REPAIR = "maskgit-tokenize, run again as before, makes damaged shards anew"
 
 
 def part_path(folder: str | os.PathLike, number: int, part: str) -> Path:
@@ -36,10 +36,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if (folder / UNFINISHED_NAME).exists():
             raise FileNotFoundError(
-                f"{folder}: unfinished; run the same python -m train.tokenize command again"
+                f"{folder}: unfinished; run the same maskgit-tokenize command again"
             )
         found = "no manifest.json there" if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder}: {found}; accepted: what python -m train.tokenize wrote")
+        raise FileNotFoundError(f"{folder}: {found}; accepted: what maskgit-tokenize wrote")
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
         found = str(manifest.get("format"))[:60]

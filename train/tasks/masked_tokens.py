@@ -302,7 +302,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _load_tokenizer(config: ml_collections.ConfigDict, device: torch.device) -> nn.Module | None:
     if bool(config.data.tokens) == bool(config.data.images):
         raise ValueError(
-            "config.data: name either tokens (a folder of python -m train.tokenize) or images; found "
+            "config.data: name either tokens (a folder of maskgit-tokenize) or images; found "
             f"tokens={config.data.tokens!r}, images={config.data.images!r}"
         )
     if config.tokenizer:
