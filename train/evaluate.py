@@ -40,8 +40,8 @@ what a tokenizer makes of them: rFID, PSNR, SSIM, LPIPS, use of the codebook.
 
 Writes evaluation.json and evaluation.md into --output, with the whole protocol, and prints the table. The
 defaults are the conventions of the ADM evaluator: 50,000 samples, 3 nearest neighbours, 10 splits. Features
-are remembered in --cache. Under `torchrun --nproc_per_node=GPUS --no-python maskgit-evaluate ...` the processes
-share the images; the result is that of one process."""
+are remembered in --cache. Under torchrun (--no-python maskgit-evaluate ...) the processes share the images;
+the result is that of one process."""
 
 FLAGS = flags.FlagValues()
 string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)

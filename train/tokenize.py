@@ -44,8 +44,7 @@ as NumPy files, manifest.json, and preview.png: crops, each beside what the toke
 
 Interrupted at any moment, the same command goes on from the finished shards; other settings, another
 tokenizer or other images are refused. A damaged image is named on standard error and in the manifest, and
-left out. Under `torchrun --nproc_per_node=GPUS --no-python maskgit-tokenize ...` the processes share the shards.
-Crop c
+left out. Under torchrun (--no-python maskgit-tokenize ...) the processes share the shards. Crop c
 of image i depends on --seed, i and c alone; on a CPU the files are the same bytes for any number of
 processes, workers and threads and any batch size."""
 
