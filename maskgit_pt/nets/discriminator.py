@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit_pt.nets import layers
+from maskgit_pt.nets.convolution import Conv2d, conv2d
 
 _BINOMIAL_ROWS = {
     3: [1.0, 2.0, 1.0],
@@ -42,12 +43,16 @@ class BlurPool2D(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, ceil(H/stride), ceil(W/stride)] for SAME."""
         size, channels = self.kernel.shape[0], inputs.shape[1]
+        padding = (0, 0)
         if self.padding == "SAME":
             top, bottom = layers.same_padding(inputs.shape[-2], size, self.strides[0])
             left, right = layers.same_padding(inputs.shape[-1], size, self.strides[1])
-            inputs = F.pad(inputs, (left, right, top, bottom))
+            if top == bottom and left == right:  # of the published filter, on any even side
+                padding = (top, left)
+            else:
+                inputs = F.pad(inputs, (left, right, top, bottom))
         kernel = self.kernel.to(inputs.dtype).expand(channels, 1, size, size)
-        return F.conv2d(inputs, kernel, stride=self.strides, groups=channels)
+        return conv2d(inputs, kernel, stride=self.strides, padding=padding, groups=channels)
 
 
 class ResBlock(nn.Module):
@@ -55,10 +60,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, filters: int, blur_resample: bool):
         super().__init__()
-        self.conv0 = nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        self.conv0 = Conv2d(in_channels, in_channels, 3, padding=1)
         self.blur = BlurPool2D(filter_size=4) if blur_resample else None
-        self.conv_shortcut = nn.Conv2d(in_channels, filters, 1, bias=False)
-        self.conv1 = nn.Conv2d(in_channels, filters, 3, padding=1)
+        self.conv_shortcut = Conv2d(in_channels, filters, 1, bias=False)
+        self.conv1 = Conv2d(in_channels, filters, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         downsample = self.blur or layers.dsample
@@ -89,13 +94,13 @@ class Discriminator(nn.Module):
         if config.image_size not in filters:
             raise ValueError(f"image_size is {config.image_size}; known: {list(filters)}")
         side = config.image_size
-        self.conv_in = nn.Conv2d(3, filters[side], 3, padding=1)
+        self.conv_in = Conv2d(3, filters[side], 3, padding=1)
         self.res_blocks = nn.ModuleList()
         while side > 4:
             block = ResBlock(filters[side], filters[side // 2], config.discriminator.blur_resample)
             self.res_blocks.append(block)
             side //= 2
-        self.conv_out = nn.Conv2d(filters[4], filters[4], 3, padding=1)
+        self.conv_out = Conv2d(filters[4], filters[4], 3, padding=1)
         self.dense0 = nn.Linear(filters[4] * 4 * 4, filters[4])
         self.dense1 = nn.Linear(filters[4], 1)
         self.reset_parameters()
