@@ -41,9 +41,9 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [ROOT] + [path for path in sys.path if path != ROOT]  # runs from a plain checkout
 
 from maskgit_pt import command_line as cl  # noqa: E402
+from maskgit_pt.launch import Processes  # noqa: E402
 from train.configs import defaults  # noqa: E402
 from train.data.tokens import ShardWriter  # noqa: E402
-from train.run.distributed import Processes  # noqa: E402
 from train.run.metrics import matrix_rate  # noqa: E402
 from train.tasks.masked_tokens import MaskedTokens  # noqa: E402
 

@@ -1,30 +1,26 @@
 """MaskGIT in PyTorch, equal to Google's JAX code; see README.md."""
 
-import os
+import importlib
 from typing import TYPE_CHECKING, Any
 
-# PyTorch on Linux reads this before its first tensor: large tensors on the CPU in huge pages. A fifth of
-# the time of float32 decoding in the tokenizer went into handing out small pages.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-# Noted before the slow imports below: `launch.end_with_torchrun` asks whether it has gone meanwhile.
-PARENT_PROCESS = os.getppid()
-
-from maskgit_pt.nets.maskgit_transformer import Transformer  # noqa: E402
-from maskgit_pt.nets.vqgan_tokenizer import VQVAE  # noqa: E402
-
 if TYPE_CHECKING:
+    from maskgit_pt.nets.maskgit_transformer import Transformer
+    from maskgit_pt.nets.vqgan_tokenizer import VQVAE
     from maskgit_pt.pipeline import MaskGIT
 
 __version__ = "0.1.0"
 
 __all__ = ["VQVAE", "MaskGIT", "Transformer"]
 
+_HOMES = {
+    "MaskGIT": "maskgit_pt.pipeline",
+    "Transformer": "maskgit_pt.nets.maskgit_transformer",
+    "VQVAE": "maskgit_pt.nets.vqgan_tokenizer",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Imports `MaskGIT` on first use: whoever wants the networks alone need not wait for Pillow."""
-    if name == "MaskGIT":
-        from maskgit_pt.pipeline import MaskGIT
-
-        return MaskGIT
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Imports on first use: a command line parses its flags before PyTorch is there."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -97,9 +97,9 @@ def main() -> int:
     _check_usage()
     device = _device()
     advice = "try a smaller one, or --dtype=bfloat16"
-    with launch.processes() as (rank, world):
+    with launch.Processes() as processes:
         with launch.out_of_memory(device, f"--batch_size={FLAGS.batch_size}", advice):
-            return _generate(rank, world, device)
+            return _generate(processes, device)
 
 
 def _check_usage() -> None:
@@ -119,7 +119,7 @@ def _device() -> torch.device:
     return launch.pick_device(FLAGS.device, FLAGS.threads or earlier)
 
 
-def _generate(rank: int, world: int, device: torch.device) -> int:
+def _generate(processes: launch.Processes, device: torch.device) -> int:
     from tqdm import tqdm
 
     from maskgit_pt.pipeline import MaskGIT
@@ -134,13 +134,13 @@ def _generate(rank: int, world: int, device: torch.device) -> int:
     if FLAGS.compile:
         model.compile()
     folder = SampleFolder(
-        FLAGS.output, _settings(labels, options, device), FLAGS.overwrite, rank == 0
+        FLAGS.output, _settings(labels, options, device), FLAGS.overwrite, processes.is_main
     )
-    _wait_for_all(world)
+    processes.barrier()
     samples = _all_samples(labels)
-    batches = _batches(samples, labels, rank, world, folder)
+    batches = _batches(samples, labels, processes, folder)
     total = sum(len(wanted) for _, wanted, _ in batches)
-    bar = tqdm(total=total, unit="img", disable=None if rank == 0 else True)
+    bar = tqdm(total=total, unit="img", disable=None if processes.is_main else True)
     with bar, _Writer(folder, model if FLAGS.show_steps else None) as writer:
         # One batch behind: a GPU computes the next while this one is copied and written.
         previous = None
@@ -151,8 +151,8 @@ def _generate(rank: int, world: int, device: torch.device) -> int:
             previous = batch, wanted, result
         if previous:
             bar.update(writer.save_all(*previous, edit))
-    _wait_for_all(world)
-    if rank == 0:
+    processes.barrier()
+    if processes.is_main:
         folder.finish(samples, npz=FLAGS.npz)
         print(
             f"{len(samples)} images in {FLAGS.output} ({total} of them new in this process), the first "
@@ -259,13 +259,13 @@ def _all_samples(labels: list[int]) -> list[Sample]:
 
 
 def _batches(
-    samples: list[Sample], labels: list[int], rank: int, world: int, folder: SampleFolder
+    samples: list[Sample], labels: list[int], processes: launch.Processes, folder: SampleFolder
 ) -> list[tuple[list[Sample], set[Sample], Rng]]:
     """What this process has to do: the samples of each batch, those wanted of it, the noise.
 
     The noise is None where it is the samples' own.
     """
-    size = FLAGS.batch_size
+    size, rank, world = FLAGS.batch_size, processes.rank, processes.world_size
     if FLAGS.rng == "index":
         missing = [
             sample for sample in samples[rank::world] if not folder.holds(sample, FLAGS.show_steps)
@@ -283,11 +283,6 @@ def _batches(
         if number % world == rank and wanted:
             batches.append((group, wanted, sample_key))
     return batches
-
-
-def _wait_for_all(world: int) -> None:
-    if world > 1:
-        torch.distributed.barrier()
 
 
 class _Writer:

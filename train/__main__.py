@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from absl import flags
 
 from maskgit_pt import command_line as cl
+from maskgit_pt import launch
+from maskgit_pt.launch import Processes
 from train import loop, settings
-from train.run.distributed import Processes
 
 PROGRAM = "maskgit-train"
 USAGE = """
@@ -37,8 +37,8 @@ def make_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         "output", None, "Folder of the run; made, or gone on with.", flag_values=values
     )
-    flags.DEFINE_string(
-        "device", "", "cuda or cpu; default: cuda if there is one.", flag_values=values
+    flags.DEFINE_enum(
+        "device", None, ["cuda", "cpu"], "Default: cuda if there is one.", flag_values=values
     )
     flags.DEFINE_integer("threads", None, "Of PyTorch on the CPU.", 1, flag_values=values)
     flags.DEFINE_bool(
@@ -54,9 +54,10 @@ def main(values: flags.FlagValues) -> int:
     """Runs the program on parsed flags."""
     if values.config is None or not (values.output or values.dry_run):
         raise cl.UsageError("--config=RECIPE and --output=FOLDER are needed")
-    if values.threads:
-        torch.set_num_threads(values.threads)
-    with Processes(values.device) as processes:
+    device = launch.pick_device(values.device, values.threads or 0)
+    advice = "try a larger --config.accumulation_steps or a smaller --config.batch_size"
+    memory = launch.out_of_memory(device, f"--config.batch_size={values.config.batch_size}", advice)
+    with Processes(device) as processes, memory:
         if values.dry_run:
             _describe(values.config, processes)
             if values.output:
@@ -66,11 +67,6 @@ def main(values: flags.FlagValues) -> int:
             state = loop.train(values.config, Path(values.output), processes)
         except FloatingPointError as error:
             raise ValueError(str(error)) from None
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"{processes.device} is out of memory; try a larger --config.accumulation_steps or a smaller "
-                f"--config.batch_size ({str(error).splitlines()[0]})"
-            ) from None
     return 0 if state.step >= values.config.num_train_steps else 143  # as after SIGTERM
 
 

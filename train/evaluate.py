@@ -12,7 +12,7 @@ from absl import flags
 from maskgit_pt import command_line, imagenet, launch, sample
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.files import write_atomically
-from maskgit_pt.launch import Workers
+from maskgit_pt.launch import Processes
 from maskgit_pt.pretrained import load_any, weights_fingerprint
 from train.evaluation import METRICS, TOKENIZER_METRICS, Context, report
 from train.evaluation.features import EXTRACTORS
@@ -100,8 +100,9 @@ def main() -> int:
     """Evaluates what the flags name."""
     _check_usage()
     device = launch.pick_device(FLAGS.device, FLAGS.threads)
-    with launch.processes(), launch.out_of_memory(device, f"--batch_size={FLAGS.batch_size}"):
-        return _run(device, Workers())
+    advice = launch.out_of_memory(device, f"--batch_size={FLAGS.batch_size}")
+    with Processes() as processes, advice:
+        return _run(device, processes)
 
 
 def _check_usage() -> None:
@@ -128,7 +129,7 @@ def _check_usage() -> None:
         raise UsageError(f"--{foreign[0]} does not go with --images")
 
 
-def _run(device: torch.device, workers: Workers) -> int:
+def _run(device: torch.device, workers: Processes) -> int:
     cache = cache_folder(FLAGS.cache)
     if workers.rank == 0:
         for folder in (FLAGS.output, cache, _parent(FLAGS.save_statistics)):
@@ -218,7 +219,7 @@ def _evaluate_tokenizer(how: dict) -> report.Evaluation:
     )  # fmt: skip
 
 
-def _finish(result: report.Evaluation, workers: Workers) -> int:
+def _finish(result: report.Evaluation, workers: Processes) -> int:
     if workers.rank == 0:
         name = FLAGS.name or short_name(FLAGS.samples or FLAGS.model or FLAGS.tokenizer)
         folder = Path(FLAGS.output)

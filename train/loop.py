@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from maskgit_pt.files import write_atomically
+from maskgit_pt.launch import Processes
 from train import export, randomness, settings
 from train.run.checkpoints import Checkpoints
-from train.run.distributed import Processes
 from train.run.lock import claim
 from train.run.metrics import Metrics, Reporter, matrix_rate
 from train.run.state import TrainState

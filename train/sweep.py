@@ -16,7 +16,7 @@ from maskgit_pt import command_line, imagenet, launch, sample
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.pretrained import weights_fingerprint
 from train import evaluate as evaluate_program
-from train.evaluation import Context, ModelSource, Workers, evaluate
+from train.evaluation import Context, ModelSource, Processes, evaluate
 from train.evaluation.extraction import Cache
 from train.evaluation.reference import Reference, load_reference
 from train.evaluation.report import check_metrics
@@ -90,8 +90,9 @@ def main() -> int:
         return _list()
     study, grid = _check_usage()
     device = launch.pick_device(FLAGS.device, FLAGS.threads)
-    with launch.processes(), launch.out_of_memory(device, f"--batch_size={FLAGS.batch_size}"):
-        return _Sweeping(study, grid, device, Workers()).run()
+    advice = launch.out_of_memory(device, f"--batch_size={FLAGS.batch_size}")
+    with Processes() as processes, advice:
+        return _Sweeping(study, grid, device, processes).run()
 
 
 def _list() -> int:
@@ -188,7 +189,7 @@ class _Sweeping:
         study: Study | None,
         grid: dict[str, list[Any]],
         device: torch.device,
-        workers: Workers,
+        workers: Processes,
     ):
         self.device, self.workers = device, workers
         self.metrics = None
@@ -341,7 +342,7 @@ class _Sweeping:
             source, reference, metrics=self.metrics, neighbours=FLAGS.neighbours, splits=FLAGS.splits,
             shuffle=FLAGS.shuffle, context=without_cache,
         )  # fmt: skip
-        rate = source.images / source.seconds * self.workers.count if source.seconds else 0.0
+        rate = source.images / source.seconds * self.workers.world_size if source.seconds else 0.0
         return {
             "metrics": result.metrics,
             "protocol": result.protocol,

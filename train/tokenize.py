@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from maskgit_pt import command_line, launch
 from maskgit_pt.command_line import UsageError
+from maskgit_pt.launch import Processes
 from maskgit_pt.pipeline import TOKENIZERS
 from maskgit_pt.pretrained import load_any
 from maskgit_pt.utils import visualize_images
@@ -89,9 +90,9 @@ def main() -> int:
         return _verify()
     _check_usage()
     device = _device()
-    with launch.processes() as (rank, world):
+    with Processes() as processes:
         with launch.out_of_memory(device, f"--batch_size={_batch_size(device)}"):
-            return _tokenize(rank, world, device)
+            return _tokenize(processes, device)
 
 
 def _verify() -> int:
@@ -121,22 +122,22 @@ def _device() -> torch.device:
     return device
 
 
-def _tokenize(rank: int, world: int, device: torch.device) -> int:
+def _tokenize(processes: Processes, device: torch.device) -> int:
     started = time.monotonic()
     images = images_lib.open_images(FLAGS.images, FLAGS.split, FLAGS.num_classes)
     tokenizer = load_any(FLAGS.tokenizer, TOKENIZERS)
     settings = _settings(images, tokenizer)
-    if rank == 0 and images.num_ignored:
+    if processes.is_main and images.num_ignored:
         _say(
             f"{images.num_ignored} files are not images by their names: {', '.join(images.ignored)}, ..."
         )
-    writer, missing = _take_up(settings, -(-len(images) // FLAGS.shard_size), rank, world)
+    writer, missing = _take_up(settings, -(-len(images) // FLAGS.shard_size), processes)
     dtype = torch.bfloat16 if FLAGS.dtype == "bfloat16" else torch.float32
     tokenizer = tokenizer.to(device, dtype)
     encoder = Encoder(tokenizer, _batch_size(device), FLAGS.threads or _cores())
-    _make_shards(images, writer, encoder, missing[rank::world], rank, world)
-    _wait_for_all(world)
-    if rank == 0:
+    _make_shards(images, writer, encoder, missing, processes)
+    processes.barrier()
+    if processes.is_main:
         writer.finish(-(-len(images) // FLAGS.shard_size))
         shards = TokenShards.open(FLAGS.output)
         _save_preview(images, shards, encoder)
@@ -171,28 +172,32 @@ def _settings(images: images_lib.Images, tokenizer: nn.Module) -> dict[str, Any]
 
 
 def _take_up(
-    settings: dict[str, Any], count: int, rank: int, world: int
+    settings: dict[str, Any], count: int, processes: Processes
 ) -> tuple[ShardWriter, list[int]]:
     """The folder, and which of its shards are still to be made."""
-    missing = [None]
-    if rank == 0:
-        writer = ShardWriter(FLAGS.output, **settings)
-        missing = [writer.missing(count)]
-        kept = count - len(missing[0])
-        if kept:
+    writers = []
+
+    def look() -> list[int]:
+        writers.append(ShardWriter(FLAGS.output, **settings))
+        missing = writers[0].missing(count)
+        if len(missing) < count:
+            kept = count - len(missing)
             _say(f"{FLAGS.output}: {kept} of {count} shards are there already, and whole")
-    if world > 1:
-        torch.distributed.broadcast_object_list(missing)
-    if rank != 0:
-        writer = ShardWriter(FLAGS.output, **settings, leader=False)
-    return writer, missing[0]
+        return missing
+
+    missing = processes.on_first(look)
+    if not processes.is_main:
+        writers.append(ShardWriter(FLAGS.output, **settings, leader=False))
+    return writers[0], missing
 
 
 def _make_shards(
-    images: images_lib.Images, writer: ShardWriter, encoder: Encoder, numbers: list[int],
-    rank: int, world: int,
+    images: images_lib.Images, writer: ShardWriter, encoder: Encoder, missing: list[int],
+    processes: Processes,
 ) -> None:  # fmt: skip
-    """Reads, encodes and writes shards; reading is ahead of encoding, and that of writing."""
+    """Reads, encodes and writes this process's shards; reading is ahead of encoding, that of writing."""
+    rank, world = processes.rank, processes.world_size
+    numbers = missing[rank::world]
     batches = _Batches(images, numbers, max(1, _batch_size(encoder.device) // FLAGS.crops))
     workers = _workers(encoder.device) if len(batches) else 0
     loader = DataLoader(batches, batch_size=None, num_workers=workers)
@@ -348,11 +353,6 @@ def _workers(device: torch.device) -> int:
     if FLAGS.workers is not None:
         return FLAGS.workers
     return 1 if device.type == "cpu" else min(16, _cores())
-
-
-def _wait_for_all(world: int) -> None:
-    if world > 1:
-        torch.distributed.barrier()
 
 
 def cli() -> int:

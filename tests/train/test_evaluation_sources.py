@@ -12,7 +12,7 @@ from recorded import load_tiny
 
 from maskgit_pt import MaskGIT
 from maskgit_pt.files import atomic_file
-from maskgit_pt.launch import Workers
+from maskgit_pt.launch import Processes
 from maskgit_pt.pretrained import weights_fingerprint
 from train.evaluation.extraction import Cache
 from train.evaluation.npz import Npz
@@ -202,11 +202,11 @@ def test_model_source():
 
 
 def test_batches_are_whole_for_any_number_of_workers():
-    workers = Workers()
+    workers = Processes()
     everything = workers.batches(103, 10)
     assert everything[-1] == (100, 103)
     for count in (2, 3, 8, 20):
-        workers.count, parts = count, []
+        workers.world_size, parts = count, []
         for rank in range(count):
             workers.rank = rank
             parts += workers.batches(103, 10)

@@ -10,10 +10,10 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from maskgit_pt.launch import Processes
 from train import loop
 from train.configs import defaults
 from train.data.tokens import ShardWriter
-from train.run.distributed import Processes
 from train.run.metrics import read_metrics
 from train.run.state import TrainState
 

@@ -4,7 +4,7 @@
 `frechet_distance`, `inception_score`, `manifold_metrics`.
 """
 
-from maskgit_pt.launch import Workers
+from maskgit_pt.launch import Processes
 from train.evaluation.context import Context
 from train.evaluation.frechet import Statistics, fit, frechet_distance
 from train.evaluation.inception_score import inception_score
@@ -24,7 +24,7 @@ __all__ = [
     "Evaluation",
     "ModelSource",
     "Statistics",
-    "Workers",
+    "Processes",
     "codebook_use",
     "evaluate",
     "evaluate_tokenizer",

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from maskgit_pt.launch import Workers
+from maskgit_pt.launch import Processes
 from train.evaluation.extraction import Arrays, Cache, extract, remembered
 from train.evaluation.features import Extractor, make_extractor
 from train.evaluation.frechet import Statistics, fit
@@ -28,7 +28,7 @@ class Context:
     """
 
     extractor: Extractor | None
-    workers: Workers
+    workers: Processes
     cache: Cache
     device: str | torch.device
     batch_size: int
@@ -43,7 +43,7 @@ class Context:
         device: str | torch.device = "cpu",
         batch_size: int = 50,
         progress: bool = False,
-        workers: Workers | None = None,
+        workers: Processes | None = None,
     ) -> Self:
         """All of it from plain values.
 
@@ -60,7 +60,7 @@ class Context:
           ImportError: the extra 'eval' is not installed.
           FileNotFoundError, ValueError: no or wrong weights, or no such extractor.
         """
-        workers = workers or Workers()
+        workers = workers or Processes()
         if isinstance(features, str):
             name = features
             features = workers.on_each_after_first(
@@ -96,7 +96,7 @@ class Context:
             statistics = fit(features)
             return {"mu": statistics.mean, "sigma": statistics.covariance}
 
-        alone = Workers(alone=True)
+        alone = Processes(alone=True)
         found = remembered(self.cache, lambda: self._parts(source), ["mu", "sigma"], alone, make)
         return Statistics(np.array(found["mu"]), np.array(found["sigma"]), len(features))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maskgit_pt.files import atomic_file
-from maskgit_pt.launch import Workers
+from maskgit_pt.launch import Processes
 from train.evaluation.sources import Source, to_tensor
 
 Arrays = dict[str, np.ndarray]
@@ -25,7 +25,7 @@ def extract(
     source: Source,
     function: Callable[[Tensor], dict[str, Tensor]],
     names: list[str],
-    workers: Workers,
+    workers: Processes,
     *,
     device: str | torch.device = "cpu",
     batch_size: int = 50,
@@ -109,7 +109,7 @@ def remembered(
     cache: Cache,
     parts: Callable[[], list[Any]],
     names: list[str],
-    workers: Workers,
+    workers: Processes,
     make: Callable[[], Arrays],
 ) -> Arrays:
     """From the cache, or made by all processes and stored; on rank 0, {} elsewhere.

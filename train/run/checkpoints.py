@@ -14,7 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 
-from train.run.distributed import Processes
+from maskgit_pt.launch import Processes
 from train.run.state import TrainState
 
 _FOLDER = re.compile(r"step_(\d{9})")
@@ -42,6 +42,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int, processes: Processes):
         self.run, self.keep, self.processes = run, keep, processes
+        self._group = processes.new_group()  # for the thread that writes
         self._pending: tuple[int, concurrent.futures.Future] | None = None
         if processes.is_main:
             (run / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ class Checkpoints:
                 future = dcp.async_save(
                     values,
                     checkpoint_id=self._temporary(state.step),
-                    process_group=self.processes.saving,
+                    process_group=self._group,
                 )
             self._pending = (state.step, future)
         if wait:

@@ -1,107 +1,14 @@
-"""Processes: one a device, started by torchrun or alone; DDP or FSDP2 between them."""
+"""Networks spread over processes: DDP or FSDP2."""
 
 import contextlib
-import datetime
-import os
-from collections.abc import Callable, Iterator
-from typing import Self
+from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from maskgit_pt import launch
+from maskgit_pt.launch import Processes
 
 PARALLEL = ("ddp", "fsdp")
-
-
-class Processes:
-    """This process and its peers.
-
-    There is always a process group, also for a single process, so that nothing needs a special case.
-
-    Args:
-      device: "cuda", "cpu", or "" for CUDA where there is any.
-
-    Attributes:
-      rank, world_size: as torchrun numbers them.
-      device: what this process computes on.
-      control: a group on the CPU for flags and checkpoints; never used by two threads at once.
-      saving: another one, for the thread that writes checkpoints.
-
-    Raises:
-      ValueError: no such device, or fewer GPUs than processes.
-    """
-
-    def __init__(self, device: str = ""):
-        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if kind not in ("cuda", "cpu"):
-            raise ValueError(f"--device is {device!r}; accepted: cuda, cpu")
-        launch.end_with_torchrun()
-        self.rank = int(os.environ.get("RANK", 0))
-        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = torch.device(kind)
-        if kind == "cuda":
-            if local_rank >= torch.cuda.device_count():
-                raise ValueError(
-                    f"process {local_rank} of this machine has no GPU; found {torch.cuda.device_count()}"
-                )
-            self.device = torch.device("cuda", local_rank)
-            torch.cuda.set_device(self.device)
-        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        self.control = dist.new_group(backend="gloo")
-        self.saving = dist.new_group(backend="gloo")
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the one that prints and writes."""
-        return self.rank == 0
-
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is set in any process."""
-        if self.world_size == 1:
-            return flag
-        value = torch.tensor(int(flag))
-        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
-        return bool(value)
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over processes of a CPU tensor."""
-        if self.world_size > 1:
-            values = values.clone()
-            dist.all_reduce(values, group=self.control)
-        return values
-
-    def barrier(self) -> None:
-        """Waits for the others."""
-        dist.barrier(group=self.control)
-
-    @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Lets the main process finish what the others then find done."""
-        if not self.is_main:
-            self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
-
-    def close(self) -> None:
-        """Ends the group."""
-        dist.destroy_process_group()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        # After an error the others may be in the middle of a collective call, and leaving in order could
-        # wait for them; torchrun ends them.
-        if error is None or self.world_size == 1:
-            self.close()
 
 
 def parallelize(

@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maskgit_pt.files import replacing, write_atomically
+from maskgit_pt.launch import Processes
 from train.run.board import Board
-from train.run.distributed import Processes
 
 METRICS_NAME = "metrics.jsonl"
 

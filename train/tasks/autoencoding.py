@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskgit_pt import utils
+from maskgit_pt.launch import Processes
 from maskgit_pt.libml import losses, rng
 from maskgit_pt.nets.discriminator import Discriminator
 from maskgit_pt.nets.vqgan_tokenizer import QUANTIZERS, VQVAE
@@ -24,7 +25,6 @@ from train.configs import tokenizer_defaults
 from train.data import batches as data
 from train.evaluation.reference import load_reference
 from train.run import distributed
-from train.run.distributed import Processes
 from train.run.metrics import Metrics
 from train.run.state import TrainState, whole_weights
 from train.tasks import optimizers, perceptual

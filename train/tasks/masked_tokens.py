@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskgit_pt import pipeline
+from maskgit_pt.launch import Processes
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.pretrained import load_any
@@ -17,7 +18,6 @@ from train.configs import defaults
 from train.data import batches as data
 from train.data.tokens import tokenizer_fingerprint
 from train.run import distributed
-from train.run.distributed import Processes
 from train.run.metrics import Metrics
 from train.run.state import TrainState, whole_weights
 from train.tasks import networks, optimizers, pictures
