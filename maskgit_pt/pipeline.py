@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -16,17 +15,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maskgit_pt import editing, samplers
+from maskgit_pt.decoding import Decoding
 from maskgit_pt.libml import guidance as guidance_lib
 from maskgit_pt.libml.rng import Rng, sample_noise
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
+from maskgit_pt.networks import TOKENIZERS, TRANSFORMERS
 from maskgit_pt.pretrained import load_any
 from maskgit_pt.utils import Bbox
 
-TRANSFORMERS = [Transformer, BesnierTransformer]
-TOKENIZERS = [VQVAE, TamingVQGAN]
 _DECODED_PIXELS = 2**20  # in one call of the tokenizer, on a GPU: 16 images of 256 px
 
 
@@ -55,39 +54,6 @@ class Result:
         return self
 
 
-@dataclasses.dataclass
-class Decoding:
-    """How tokens are drawn.
-
-    Attributes:
-      sampler: see `maskgit_pt.samplers`.
-      guidance: w of classifier-free guidance; 0 for none. It is meant for weights that were trained with
-        dropped labels, which Google's were not.
-      guidance_schedule: see `libml.guidance.weights`.
-      softmax_temperature: the logits are divided by it.
-      start_step: the first step to do.
-    """
-
-    sampler: samplers.Sampler
-    guidance: float = 0.0
-    guidance_schedule: str = "linear"
-    softmax_temperature: float = 1.0
-    start_step: int = 0
-
-    def __post_init__(self):
-        if not 0 < self.softmax_temperature < math.inf:
-            raise ValueError(
-                f"softmax_temperature is {self.softmax_temperature}; accepted: above 0"
-            )
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance is {self.guidance}; accepted: 0 or more")
-        if not 0 <= self.start_step < self.sampler.steps:
-            raise ValueError(
-                f"start_step is {self.start_step}; accepted: 0 to {self.sampler.steps - 1}, "
-                "less than steps"
-            )
-
-
 class MaskGIT:
     """Generates, edits and reconstructs images.
 
@@ -106,7 +72,8 @@ class MaskGIT:
         self.transformer = transformer.eval()
         self.tokenizer = tokenizer.eval()
         self.num_codes = len(tokenizer.get_codebook_funct())
-        self.num_tokens, self.num_classes = _sizes(transformer, self.num_codes)
+        self.num_tokens = transformer.num_tokens
+        self.num_classes = transformer.num_classes_with(self.num_codes)
         self.side = int(self.num_tokens**0.5)
         self.image_size = self.side * tokenizer.downsampling
         if self.num_classes < 1 or self.side**2 != self.num_tokens:
@@ -298,22 +265,17 @@ class MaskGIT:
         return self._decode_in_chunks(tokens).cpu()
 
     def decoding(self, sampler: str | samplers.Sampler = "official", **settings: Any) -> Decoding:
-        """Checked settings: fields of `Decoding`, the others go to the sampler.
+        """Returns checked settings; the arguments are those of `Decoding.create`.
 
         Raises:
           ValueError: an unknown or wrong setting; more steps than tokens.
         """
-        names = {field.name for field in dataclasses.fields(Decoding)} & settings.keys()
-        own = {name: settings.pop(name) for name in names}
-        if isinstance(sampler, str):
-            sampler = samplers.create(sampler, **settings)
-        elif settings:
-            raise ValueError(f"{next(iter(settings))} is a setting of the sampler: give it there")
+        options = Decoding.create(sampler, **settings)
+        sampler = options.sampler
         if sampler.steps > self.num_tokens and not sampler.more_steps_than_tokens:
             raise ValueError(
                 f"steps is {sampler.steps}; accepted: 1 to {self.num_tokens}, the number of tokens"
             )
-        options = Decoding(sampler, **own)
         self._weights(options)  # complains about an unknown schedule
         return options
 
@@ -463,18 +425,6 @@ class MaskGIT:
         if not len(labels):
             raise ValueError("no labels; accepted: one class id or several")
         return labels
-
-
-def _sizes(transformer: Transformer | BesnierTransformer, num_codes: int) -> tuple[int, int]:
-    """Image tokens and classes of a transformer."""
-    config = transformer.to_config()
-    if isinstance(transformer, BesnierTransformer):
-        if config["num_codes"] != num_codes:
-            raise ValueError(
-                f"the transformer has {config['num_codes']} codes, the tokenizer {num_codes}"
-            )
-        return config["num_tokens"], config["num_classes"]
-    return config["max_position_embeddings"] - 1, config["vocab_size"] - num_codes - 1
 
 
 def _check_resolution(image_size: int, tokenizer: str | os.PathLike) -> None:

@@ -1,6 +1,6 @@
 """Command line: `maskgit-sample`, pictures of ImageNet classes, and edited pictures."""
 
-import functools
+import dataclasses
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,13 +10,15 @@ import torch
 from absl import flags
 from torch import Tensor
 
-from maskgit_pt import command_line, imagenet, launch, samplers
+from maskgit_pt import command_line, decoding, editing, imagenet, launch
 from maskgit_pt.command_line import UsageError
+from maskgit_pt.decoding import Decoding, Settings
 from maskgit_pt.files import file_sha256, replacing
 from maskgit_pt.libml import jax_random
 from maskgit_pt.libml.rng import Rng, sample_noise
-from maskgit_pt.pretrained import weights_fingerprint
+from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.sample_folder import Sample, SampleFolder, read_settings
+from maskgit_pt.settings import define_flags, from_flags, setting
 
 PROGRAM = "maskgit-sample"
 USAGE = """\
@@ -38,114 +40,113 @@ noise is that of the official JAX code instead, where it depends on the batch: e
 is of one class and has its own key, split from PRNGKey(seed) in turn; the first batch of 8 samples of seed
 42 with 16 steps is what the official notebook shows."""
 
-FLAGS = flags.FlagValues()
-string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
-integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
-number = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
-boolean = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
-enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
 
-_WHAT = "a folder, a file of any format in 'maskgit-convert --list', or a Hugging Face hub id"
-string("model", None, f"Transformer: {_WHAT}; or a folder with both networks.", required=True)
-string("tokenizer", None, f"Tokenizer: {_WHAT}.")
-string("labels", None, "Class ids, ranges, ImageNet names, or all: 90,200-205,golden retriever.")
-integer("num_samples", None, "Images in all. Default: 8 a label.", lower_bound=1)
-integer("seed", 42, "Seed of the noise.", lower_bound=0)
-enum("rng", "index", ["index", "jax"], "Noise by the sample's index, or that of the JAX code.")
-boolean("partitionable", False, "With --rng=jax: the layout of JAX's streams since 0.5.")
-integer("batch_size", 8, "Images at a time, in each process.", lower_bound=1)
-enum("sampler", "official", sorted(samplers.SAMPLERS), "How tokens are filled in.")
-integer("steps", None, "Decoding steps. Default: 16 official (12 editing), 12 confidence, 32 random and "
-        "halton, 64 remdm.", lower_bound=1)  # fmt: skip
-string("schedule", None, "How fast tokens are decided. official: cosine (default), uniform, pow2.5, "
-       "log, exp; confidence: arccos (default), root, linear, square, cosine; random and halton: arccos "
-       "(default) or those of official.")  # fmt: skip
-number("choice_temperature", None, "Noise in choosing tokens, official and confidence. Default: 4.5.",
-       lower_bound=0)  # fmt: skip
-enum("choice", None, ["linear", "warm_up", "random", "none"],
-     "confidence: which randomness in choosing tokens. Default: linear.")  # fmt: skip
-enum("remasking", None, ["rescale", "cap", "conf", "loop", "none"],
-     "remdm: which tokens are masked again. Default: rescale.")  # fmt: skip
-number("eta", None, "remdm: strength of remasking. Default: 0.05.", lower_bound=0)
-boolean("shift", None, "halton: start each sample at a random place of the order.")
-number("softmax_temperature", 1.0, "The logits are divided by it.")
-number("guidance", 0.0, "Classifier-free guidance w: logits = (1 + w) conditional - w unconditional. For "
-       "weights trained with dropped labels, which Google's are not.", lower_bound=0)  # fmt: skip
-string("guidance_schedule", "linear", "constant, linear (in the steps), linear-r (in the share of decided "
-       "tokens), power-cosine4 (any power).")  # fmt: skip
-integer("start_step", None, "First step. Default: 0; editing with the official sampler: 2.",
-        lower_bound=0)  # fmt: skip
-string("edit", None, "A picture of any size to regenerate part of.")
-string("box", None, "With --edit: top,left,height,width in pixels, what to regenerate.")
-string("mask", None, "With --edit: a picture of its size, white where to regenerate.")
-string("extend", None, "With --edit: top,right,bottom,left, pixels to add and fill in.")
-boolean(
-    "show_steps", False, "Also a strip (PNG) and an animation (GIF) of the steps, for each sample."
-)
-boolean("npz", True, "Write samples.npz.")
-enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of both networks. On a CPU without bfloat16 "
-     "units they compute in float32, with weights rounded to bfloat16.")  # fmt: skip
-string("device", None, "cpu, cuda, cuda:1, ... Default: cuda if there is one.")
-integer("threads", None, "On a CPU; the last bits depend on it. Default: all cores.", lower_bound=1)
-boolean("compile", False, "torch.compile, with CUDA graphs on a GPU: slow to start, then faster.")
-string("output", "samples", "Folder for the pictures.")
-boolean("overwrite", False, "Replace samples made with other settings.")
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """What this program asks besides `ModelSettings` and the settings of sampling."""
+
+    num_samples: int | None = setting(None, "Images in all. Default: 8 a label.", least=1)
+    rng: str = setting(
+        "index", "Noise by the sample's index, or that of the JAX code.", choices=("index", "jax")
+    )
+    partitionable: bool = setting(False, "With --rng=jax: the layout of JAX's streams since 0.5.")
+    batch_size: int = setting(8, "Images at a time, in each process.", least=1)
+    edit: str | None = setting(None, "An image of any size to regenerate part of.")
+    box: str | None = setting(
+        None, "With --edit: top,left,height,width in pixels, what to regenerate."
+    )
+    mask: str | None = setting(
+        None, "With --edit: an image of its size, white where to regenerate."
+    )
+    extend: str | None = setting(
+        None, "With --edit: top,right,bottom,left, pixels to add and fill in."
+    )
+    show_steps: bool = setting(
+        False, "Also a strip (PNG) and an animation (GIF) of the steps, for each sample."
+    )
+    npz: bool = setting(True, "Write samples.npz.")
+    output: str = setting("samples", "Folder for the images.")
+    overwrite: bool = setting(False, "Replace samples made with other settings.")
+
+
+FLAGS = flags.FlagValues()
+define_flags(ModelSettings, FLAGS)
+define_flags(SampleSettings, FLAGS)
+decoding.define_flags(FLAGS, start_step=True)
+flags.mark_flag_as_required("model", FLAGS)
 
 
 def main() -> int:
     """Generates what the flags ask for."""
-    _check_usage()
-    device = _device()
+    job = Job(
+        from_flags(ModelSettings, FLAGS),
+        decoding.from_flags(FLAGS),
+        from_flags(SampleSettings, FLAGS),
+    )
+    _check_usage(job)
+    # A run that is taken up again keeps its number of threads.
+    asked = job.asked
+    earlier = None if asked.overwrite else read_settings(asked.output).get("threads")
+    device = job.models.pick_device(earlier)
     advice = "try a smaller one, or --dtype=bfloat16"
     with launch.Processes() as processes:
-        with launch.out_of_memory(device, f"--batch_size={FLAGS.batch_size}", advice):
-            return _generate(processes, device)
+        with launch.out_of_memory(device, f"--batch_size={asked.batch_size}", advice):
+            return _generate(job, processes, device)
 
 
-def _check_usage() -> None:
-    if FLAGS.edit is None and (FLAGS.box or FLAGS.mask or FLAGS.extend):
-        raise UsageError("--box, --mask and --extend belong to --edit=PICTURE")
-    if FLAGS.edit is not None and sum(map(bool, (FLAGS.box, FLAGS.mask, FLAGS.extend))) != 1:
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """All that one call of this program asks for.
+
+    Attributes:
+      models: which networks, where, and the classes.
+      decoding: of `MaskGIT.decoding`.
+      asked: everything else.
+    """
+
+    models: ModelSettings
+    decoding: Settings
+    asked: SampleSettings
+
+
+def _check_usage(job: Job) -> None:
+    asked = job.asked
+    parts = [name for name in ("box", "mask", "extend") if getattr(asked, name)]
+    if asked.edit is None and parts:
+        raise UsageError("--box, --mask and --extend belong to --edit=IMAGE")
+    if asked.edit is not None and len(parts) != 1:
         raise UsageError("--edit needs one of --box, --mask, --extend")
-    if FLAGS.edit is not None and FLAGS.labels is None:
+    if asked.edit is not None and job.models.labels is None:
         raise UsageError("--edit needs --labels: the class of the new content")
-    if FLAGS.partitionable and FLAGS.rng != "jax":
+    if asked.partitionable and asked.rng != "jax":
         raise UsageError("--partitionable belongs to --rng=jax")
 
 
-def _device() -> torch.device:
-    # A run that is taken up again keeps its number of threads.
-    earlier = None if FLAGS.overwrite else read_settings(FLAGS.output).get("threads")
-    return launch.pick_device(FLAGS.device, FLAGS.threads or earlier)
-
-
-def _generate(processes: launch.Processes, device: torch.device) -> int:
+def _generate(job: Job, processes: launch.Processes, device: torch.device) -> int:
     from tqdm import tqdm
 
-    from maskgit_pt.pipeline import MaskGIT
-
-    _make_output()  # complains before the models are loaded
-    model = MaskGIT.from_pretrained(
-        FLAGS.model, FLAGS.tokenizer, device=device, dtype=getattr(torch, FLAGS.dtype)
-    )
-    labels = _labels(model.num_classes)
-    edit = _edit(model)
-    options = model.decoding(**_decoding(is_edit=edit is not None))
-    if FLAGS.compile:
+    asked = job.asked
+    _make_output(asked.output)  # complains before the models are loaded
+    model = job.models.load(device)
+    default = "90" if model.num_classes == imagenet.NUM_CLASSES else "0"
+    labels = job.models.class_ids(model.num_classes, default)
+    edit = _edit(model, asked)
+    settings = job.decoding if edit is None else editing.with_defaults(job.decoding)
+    options = model.decoding(**settings)
+    if job.models.compile:
         model.compile()
-    folder = SampleFolder(
-        FLAGS.output, _settings(labels, options, device), FLAGS.overwrite, processes.is_main
-    )
+    described = _describe(job, labels, options, device)
+    folder = SampleFolder(asked.output, described, asked.overwrite, processes.is_main)
     processes.barrier()
-    samples = _all_samples(labels)
-    batches = _batches(samples, labels, processes, folder)
+    samples = _all_samples(labels, asked)
+    batches = _batches(job, samples, labels, processes, folder)
     total = sum(len(wanted) for _, wanted, _ in batches)
     bar = tqdm(total=total, unit="img", disable=None if processes.is_main else True)
-    with bar, _Writer(folder, model if FLAGS.show_steps else None) as writer:
+    with bar, _Writer(folder, model if asked.show_steps else None) as writer:
         # One batch behind: a GPU computes the next while this one is copied and written.
         previous = None
         for batch, wanted, rng in batches:
-            result = _sample(model, batch, rng, options, edit)
+            result = _sample(job, model, batch, rng, options, edit)
             if previous:
                 bar.update(writer.save_all(*previous, edit))
             previous = batch, wanted, result
@@ -153,16 +154,16 @@ def _generate(processes: launch.Processes, device: torch.device) -> int:
             bar.update(writer.save_all(*previous, edit))
     processes.barrier()
     if processes.is_main:
-        folder.finish(samples, npz=FLAGS.npz)
+        folder.finish(samples, npz=asked.npz)
         print(
-            f"{len(samples)} images in {FLAGS.output} ({total} of them new in this process), the first "
+            f"{len(samples)} images in {asked.output} ({total} of them new in this process), the first "
             "of each class in grid.png"
         )
     return 0
 
 
-def _make_output() -> None:
-    folder = Path(FLAGS.output)
+def _make_output(output: str) -> None:
+    folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written"
@@ -172,114 +173,95 @@ def _make_output() -> None:
         raise ValueError(f"--output={folder}: {reason}; accepted: a folder, made if missing")
 
 
-def _sample(model, batch: list[Sample], rng: Rng, options, edit):
+def _sample(job: Job, model, batch: list[Sample], rng: Rng, options: Decoding, edit):
     """One batch, filled up to one shape where compiled code and equal rounding want that."""
     count = len(batch)
-    if model.device.type != "cpu" and FLAGS.rng == "index":
-        batch = batch + batch[-1:] * (FLAGS.batch_size - count)
+    if model.device.type != "cpu" and job.asked.rng == "index":
+        batch = batch + batch[-1:] * (job.asked.batch_size - count)
     return model.sample(
         torch.tensor([sample.label for sample in batch]),
-        rng or sample_noise(FLAGS.seed, [sample.index for sample in batch]),
+        rng or sample_noise(job.models.seed, [sample.index for sample in batch]),
         options,
         tokens=None if edit is None else edit.tokens.expand(len(batch), -1),
-        return_steps=FLAGS.show_steps,
+        return_steps=job.asked.show_steps,
         clip=edit is None,
     )
 
 
-def _labels(num_classes: int) -> list[int]:
-    text = FLAGS.labels
-    if text is None:
-        text = "90" if num_classes == imagenet.NUM_CLASSES else "0"
-    try:
-        return imagenet.parse_labels(text, num_classes)
-    except ValueError as error:
-        raise ValueError(f"--labels: {error}") from None
-
-
-def _edit(model):
-    """The picture to edit, made ready; None if there is none."""
-    if FLAGS.edit is None:
+def _edit(model, asked: SampleSettings):
+    """The image to edit, made ready; None if there is none."""
+    if asked.edit is None:
         return None
     from PIL import Image
 
     from maskgit_pt.utils import Bbox
 
-    if FLAGS.mask:
-        with Image.open(FLAGS.mask) as file:
-            return model.prepare_edit(FLAGS.edit, mask=file.convert("L"))
-    if FLAGS.box:
-        return model.prepare_edit(FLAGS.edit, box=Bbox.parse(FLAGS.box))
-    parts = FLAGS.extend.split(",")
+    if asked.mask:
+        with Image.open(asked.mask) as file:
+            return model.prepare_edit(asked.edit, mask=file.convert("L"))
+    if asked.box:
+        return model.prepare_edit(asked.edit, box=Bbox.parse(asked.box))
+    parts = asked.extend.split(",")
     if len(parts) != 4 or not all(part.strip().isdigit() for part in parts):
         raise ValueError(
-            f"--extend is {FLAGS.extend!r}; accepted: top,right,bottom,left in pixels, 0 or more"
+            f"--extend is {asked.extend!r}; accepted: top,right,bottom,left in pixels, 0 or more"
         )
-    return model.prepare_edit(FLAGS.edit, extend=[int(part) for part in parts])
+    return model.prepare_edit(asked.edit, extend=[int(part) for part in parts])
 
 
-def _decoding(is_edit: bool) -> dict:
-    """The arguments of `MaskGIT.decoding`."""
-    from maskgit_pt import editing
-
-    names = (
-        "sampler", "steps", "schedule", "choice_temperature", "choice", "remasking", "eta", "shift",
-        "softmax_temperature", "guidance", "guidance_schedule", "start_step",
-    )  # fmt: skip
-    given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
-    return editing.with_defaults(given) if is_edit else given
-
-
-def _settings(labels: list[int], options, device: torch.device) -> dict:
+def _describe(job: Job, labels: list[int], options: Decoding, device: torch.device) -> dict:
     """All that the samples depend on."""
-    settings = {
-        "weights": weights_fingerprint(*filter(None, (FLAGS.model, FLAGS.tokenizer))),
+    models, asked = job.models, job.asked
+    described = {
+        "weights": models.fingerprint(),
         "labels": labels,
-        "seed": FLAGS.seed,
-        "rng": FLAGS.rng,
-        "dtype": FLAGS.dtype,
-        "sampler": FLAGS.sampler,
+        "seed": models.seed,
+        "rng": asked.rng,
+        "dtype": models.dtype,
     }
-    settings |= vars(options.sampler) | vars(options) | {"sampler": FLAGS.sampler}
+    described |= options.describe()
     if device.type == "cpu":
-        settings["threads"] = torch.get_num_threads()
-    if FLAGS.rng == "jax":
-        settings |= {"batch_size": FLAGS.batch_size, "partitionable": FLAGS.partitionable}
-    if FLAGS.edit is not None:
-        mask = file_sha256(FLAGS.mask) if FLAGS.mask else None
-        settings["edit"] = [file_sha256(FLAGS.edit), mask, FLAGS.box, FLAGS.extend]
-    return settings
+        described["threads"] = torch.get_num_threads()
+    if asked.rng == "jax":
+        described |= {"batch_size": asked.batch_size, "partitionable": asked.partitionable}
+    if asked.edit is not None:
+        mask = file_sha256(asked.mask) if asked.mask else None
+        described["edit"] = [file_sha256(asked.edit), mask, asked.box, asked.extend]
+    return described
 
 
-def _all_samples(labels: list[int]) -> list[Sample]:
+def _all_samples(labels: list[int], asked: SampleSettings) -> list[Sample]:
     """The whole set, in the order of the indices."""
-    count = FLAGS.num_samples or 8 * len(labels)
-    turn = FLAGS.batch_size if FLAGS.rng == "jax" else 1  # samples before the next label's turn
+    count = asked.num_samples or 8 * len(labels)
+    turn = asked.batch_size if asked.rng == "jax" else 1  # samples before the next label's turn
     return [Sample(i, labels[i // turn % len(labels)]) for i in range(count)]
 
 
 def _batches(
-    samples: list[Sample], labels: list[int], processes: launch.Processes, folder: SampleFolder
+    job: Job,
+    samples: list[Sample],
+    labels: list[int],
+    processes: launch.Processes,
+    folder: SampleFolder,
 ) -> list[tuple[list[Sample], set[Sample], Rng]]:
     """What this process has to do: the samples of each batch, those wanted of it, the noise.
 
     The noise is None where it is the samples' own.
     """
-    size, rank, world = FLAGS.batch_size, processes.rank, processes.world_size
-    if FLAGS.rng == "index":
-        missing = [
-            sample for sample in samples[rank::world] if not folder.holds(sample, FLAGS.show_steps)
-        ]
+    size, with_steps = job.asked.batch_size, job.asked.show_steps
+    rank, world = processes.rank, processes.world_size
+    if job.asked.rng == "index":
+        missing = [s for s in samples[rank::world] if not folder.holds(s, with_steps)]
         groups = [missing[i : i + size] for i in range(0, len(missing), size)]
         return [(group, set(group), None) for group in groups]
     batches = []
-    key = jax_random.PRNGKey(FLAGS.seed, partitionable=FLAGS.partitionable)
+    key = jax_random.PRNGKey(job.models.seed, partitionable=job.asked.partitionable)
     for number, start in enumerate(range(0, len(samples), size)):
         key, sample_key = jax_random.split(key)
         # A whole batch even if less of it is wanted: the noise hangs on its size.
         label = labels[number % len(labels)]
         group = [Sample(i, label) for i in range(start, start + size)]
-        wanted = {s for s in samples[start : start + size] if not folder.holds(s, FLAGS.show_steps)}
+        wanted = {s for s in samples[start : start + size] if not folder.holds(s, with_steps)}
         if number % world == rank and wanted:
             batches.append((group, wanted, sample_key))
     return batches

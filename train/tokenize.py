@@ -19,7 +19,7 @@ from tqdm import tqdm
 from maskgit_pt import command_line, launch
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.launch import Processes
-from maskgit_pt.pipeline import TOKENIZERS
+from maskgit_pt.networks import TOKENIZERS
 from maskgit_pt.pretrained import load_any
 from maskgit_pt.utils import visualize_images
 from train.data import images as images_lib

@@ -291,6 +291,20 @@ class Transformer(PretrainedMixin, nn.Module):
         class_tokens = torch.where(labels < 0, labels, labels + num_codes)
         return self(torch.cat([class_tokens[:, None], tokens], 1), num_codes, first_position=1)
 
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of an image; the class token, which stands before them, is not counted."""
+        return self._config["max_position_embeddings"] - 1
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The repeated layers, first to last."""
+        return list(self.layers)
+
+    def num_classes_with(self, num_codes: int) -> int:
+        """The classes that the vocabulary holds beside `num_codes` codes and the mask."""
+        return self._config["vocab_size"] - num_codes - 1
+
     def to_config(self) -> dict:
         """The constructor's arguments."""
         return dict(self._config)

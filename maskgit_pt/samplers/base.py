@@ -15,6 +15,10 @@ from torch import Tensor
 from maskgit_pt.libml.rng import Noise, Rng, noise_of
 
 MASK = -1
+# What settings that several samplers have do.
+STEPS = "Decoding steps."
+SCHEDULE = "How fast tokens are decided"
+CHOICE_TEMPERATURE = "Gumbel noise on the confidence by which tokens are chosen."
 
 # Maps tokens [B, n] (-1 where masked) and the number of the step to logits [B, n, K].
 Predict = Callable[[Tensor, int], Tensor]

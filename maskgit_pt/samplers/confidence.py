@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from maskgit_pt.libml.rng import Noise
-from maskgit_pt.samplers.base import Sampler, State, check_choice_temperature
+from maskgit_pt.samplers.base import (
+    CHOICE_TEMPERATURE,
+    SCHEDULE,
+    STEPS,
+    Sampler,
+    State,
+    check_choice_temperature,
+)
+from maskgit_pt.settings import setting
 
 # Share of the tokens that a step decides, before normalisation, at r falling from 1 to 0.
 SCHEDULES = {
@@ -37,10 +45,10 @@ class ConfidenceSampler(Sampler):
         "warm_up", random for two steps, then the plain probability; "none", the plain probability.
     """
 
-    steps: int = 12
-    schedule: str = "arccos"
-    choice_temperature: float = 4.5
-    choice: str = "linear"
+    steps: int = setting(12, STEPS, least=1)
+    schedule: str = setting("arccos", f"{SCHEDULE}: {', '.join(SCHEDULES)}.")
+    choice_temperature: float = setting(4.5, CHOICE_TEMPERATURE, least=0)
+    choice: str = setting("linear", "Which randomness in choosing tokens.", choices=CHOICES)
 
     name = "confidence"
 

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from maskgit_pt.libml import mask_schedule, parallel_decode
 from maskgit_pt.libml.rng import JaxNoise, Noise
-from maskgit_pt.samplers.base import Sampler, State, check_choice_temperature
+from maskgit_pt.samplers.base import (
+    CHOICE_TEMPERATURE,
+    SCHEDULE,
+    STEPS,
+    Sampler,
+    State,
+    check_choice_temperature,
+)
+from maskgit_pt.settings import setting
 
 
 @dataclasses.dataclass
@@ -23,9 +31,9 @@ class OfficialSampler(Sampler):
       choice_temperature: factor of the Gumbel noise on the log confidences, falling linearly to 0.
     """
 
-    steps: int = 16
-    schedule: str = "cosine"
-    choice_temperature: float = 4.5
+    steps: int = setting(16, STEPS, least=1)
+    schedule: str = setting("cosine", f"{SCHEDULE}: cosine, uniform, pow2.5 (any power), log, exp.")
+    choice_temperature: float = setting(4.5, CHOICE_TEMPERATURE, least=0)
 
     name = "official"
 

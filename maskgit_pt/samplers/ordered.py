@@ -10,7 +10,8 @@ from torch import Tensor
 
 from maskgit_pt.libml import mask_schedule
 from maskgit_pt.libml.rng import Noise
-from maskgit_pt.samplers.base import Sampler, State
+from maskgit_pt.samplers.base import SCHEDULE, STEPS, Sampler, State
+from maskgit_pt.settings import setting
 
 
 @dataclasses.dataclass
@@ -22,8 +23,10 @@ class OrderedSampler(Sampler):
       schedule: share of masked tokens after each step: "arccos", or one of `mask_schedule.schedule`.
     """
 
-    steps: int = 32
-    schedule: str = "arccos"
+    steps: int = setting(32, STEPS, least=1)
+    schedule: str = setting(
+        "arccos", f"{SCHEDULE}: arccos, cosine, uniform, pow2.5 (any power), log, exp."
+    )
 
     def __post_init__(self):
         self._decided_after(torch.tensor([16]))  # complains about an unknown schedule
@@ -91,7 +94,7 @@ class HaltonSampler(OrderedSampler):
       shift: start every sample at a random place of the order, which goes round (the authors' `randomize`).
     """
 
-    shift: bool = False
+    shift: bool = setting(False, "Start each sample at a random place of the order.")
 
     name = "halton"
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from maskgit_pt.libml.rng import Noise
-from maskgit_pt.samplers.base import MASK, Sampler, State
+from maskgit_pt.samplers.base import MASK, STEPS, Sampler, State
+from maskgit_pt.settings import setting
 
 REMASKINGS = ("rescale", "cap", "conf", "loop", "none")
 
@@ -35,12 +36,14 @@ class RemdmSampler(Sampler):
       t_on, t_off, alpha_on: of "loop", 0 < t_off < t_on < 1, 0 < alpha_on < 1.
     """
 
-    steps: int = 64
-    remasking: str = "rescale"
-    eta: float = 0.05
-    t_on: float = 0.55
-    t_off: float = 0.05
-    alpha_on: float = 0.9
+    steps: int = setting(64, STEPS, least=1)
+    remasking: str = setting("rescale", "Which tokens are masked again.", choices=REMASKINGS)
+    eta: float = setting(0.05, "Strength of remasking.", least=0)
+    t_on: float = setting(0.55, "With --remasking=loop: the time at which the loop begins.")
+    t_off: float = setting(0.05, "With --remasking=loop: the time at which the loop ends.")
+    alpha_on: float = setting(
+        0.9, "With --remasking=loop: the share of decided tokens in the loop."
+    )
 
     name = "remdm"
     more_steps_than_tokens = True

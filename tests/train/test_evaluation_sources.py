@@ -15,11 +15,11 @@ from maskgit_pt.files import atomic_file
 from maskgit_pt.launch import Processes
 from maskgit_pt.pretrained import weights_fingerprint
 from train.evaluation.extraction import Cache
+from train.evaluation.generated import ModelSource
 from train.evaluation.npz import Npz
 from train.evaluation.sources import (
     ArraySource,
     FirstImages,
-    ModelSource,
     check_same_size,
     open_source,
 )

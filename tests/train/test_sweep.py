@@ -14,11 +14,12 @@ from PIL import Image
 from training import make_shards, run_here, tiny_config
 
 from maskgit_pt import VQVAE, MaskGIT, Transformer
+from maskgit_pt.decoding import resolve
 from train import digits, sweep
 from train.configs import digits_tokenizer
 from train.evaluation import ModelSource, evaluate
-from train.sweeps import studies
-from train.sweeps.cells import CellFiles, Model, plan, resolve
+from train.sweeps import run, studies
+from train.sweeps.cells import CellFiles, Model, plan
 from train.sweeps.report import Sweep, draw, to_csv, to_json, to_markdown
 
 GRID = ["--grid=steps=2,4", "--grid=guidance=0,2"]
@@ -111,13 +112,13 @@ def test_two_by_two(call, folder, tmp_path, capsys):
 def test_goes_on_where_it_was(call, tmp_path, capsys, monkeypatch):
     """What is there is not computed again; what is missing or damaged is, and alike."""
     made = []
-    evaluate_cell = sweep._Sweeping._evaluate
+    evaluate_cell = run.Sweeping._evaluate
 
     def counted(self, cell, *others):
         made.append(str(cell))
         return evaluate_cell(self, cell, *others)
 
-    monkeypatch.setattr(sweep._Sweeping, "_evaluate", counted)
+    monkeypatch.setattr(run.Sweeping, "_evaluate", counted)
     assert call(*GRID) == 0 and len(made) == 4
     files, first = cell_files(tmp_path), (tmp_path / "grid.json").read_bytes()
     assert len(files) == 4
@@ -137,7 +138,7 @@ def test_goes_on_where_it_was(call, tmp_path, capsys, monkeypatch):
 
 def test_interrupted(call, tmp_path, monkeypatch):
     """Cells done before an interruption stay."""
-    evaluate_cell, made = sweep._Sweeping._evaluate, []
+    evaluate_cell, made = run.Sweeping._evaluate, []
 
     def twice(self, cell, *others):
         if len(made) == 2:
@@ -145,7 +146,7 @@ def test_interrupted(call, tmp_path, monkeypatch):
         made.append(str(cell))
         return evaluate_cell(self, cell, *others)
 
-    monkeypatch.setattr(sweep._Sweeping, "_evaluate", twice)
+    monkeypatch.setattr(run.Sweeping, "_evaluate", twice)
     assert call(*GRID) == 130
     assert len(cell_files(tmp_path)) == 2 and not (tmp_path / "grid.md").exists()
     made.clear()

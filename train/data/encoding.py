@@ -16,7 +16,7 @@ class Encoder:
     rounding there may depend on that size, and now and then a token with it.
 
     Args:
-      tokenizer: one of `pipeline.TOKENIZERS`, in evaluation mode, on its device and in its dtype.
+      tokenizer: one of `networks.TOKENIZERS`, in evaluation mode, on its device and in its dtype.
       batch_size: images in one call of the network, on a GPU.
       threads: images at a time on a CPU.
     """

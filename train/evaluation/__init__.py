@@ -7,12 +7,13 @@
 from maskgit_pt.launch import Processes
 from train.evaluation.context import Context
 from train.evaluation.frechet import Statistics, fit, frechet_distance
+from train.evaluation.generated import ModelSource
 from train.evaluation.inception_score import inception_score
 from train.evaluation.manifold import manifold_metrics
 from train.evaluation.reconstruction import LPIPS, codebook_use, psnr, ssim
 from train.evaluation.report import Evaluation
 from train.evaluation.samples import METRICS, evaluate
-from train.evaluation.sources import ArraySource, ModelSource, open_source
+from train.evaluation.sources import ArraySource, open_source
 from train.evaluation.tokenizers import TOKENIZER_METRICS, evaluate_tokenizer
 
 __all__ = [

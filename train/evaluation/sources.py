@@ -1,8 +1,7 @@
-"""Where images come from: folders, ADM's npz files, arrays in memory, a model."""
+"""Where images come from: folders, tar files, ADM's npz files, arrays in memory."""
 
 import functools
 import hashlib
-import json
 import os
 import re
 import threading
@@ -16,7 +15,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from maskgit_pt.libml.rng import sample_noise
 from maskgit_pt.sample_folder import SAMPLES_NAME, read_settings
 from train.data.image_base import Images, Names
 from train.data.image_folders import FolderImages, is_image
@@ -85,7 +83,7 @@ class ArraySource(Source):
                 f"{name}: shape {list(images.shape)}, dtype {images.dtype}; accepted: uint8 [N, H, W, 3]"
             )
         self.images, self.size = images, images.shape[1:3]
-        self.protocol = _describe(name, self, "8-bit arrays")
+        self.protocol = describe_images(name, self, "8-bit arrays")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -111,9 +109,9 @@ class NpzSource(Source):
                 f"{path}: arr_0 has shape {list(shape)} and dtype {dtype}; accepted: uint8 [N, H, W, 3]"
             )
         self.size = shape[1:3]
-        self.protocol = _describe(path.name, self, "npz")
+        self.protocol = describe_images(path.name, self, "npz")
         if "arr_1" in self.npz.names:  # the ADM evaluator's place for labels
-            self.protocol["labels"] = _classes(np.unique(self.npz.array("arr_1")).tolist())
+            self.protocol["labels"] = list_classes(np.unique(self.npz.array("arr_1")).tolist())
         if path.name == SAMPLES_NAME:
             self.protocol |= _generated(path.parent)
         self._lock = threading.Lock()
@@ -146,7 +144,7 @@ class CollectionSource(Source):
             self.size = (first.height, first.width)
         else:
             self.size = (image_size, image_size)
-        self.protocol = _describe(path.name or str(path), self, _formats(images))
+        self.protocol = describe_images(path.name or str(path), self, _formats(images))
         if image_size is not None:
             how = describe_crop("center")["resampling"]
             self.protocol["resize"] = f"center crop, shorter side to {image_size} ({how})"
@@ -227,71 +225,6 @@ class FirstImages(Source):
         return whole and f"{whole} {self.protocol.get('subset')}"
 
 
-class ModelSource(Source):
-    """Images that a model generates when they are read; nothing is written.
-
-    They are the 8-bit images that `maskgit_pt.sample` writes as PNG for the same settings.
-
-    Args:
-      model: a `maskgit_pt.MaskGIT`.
-      count: how many images.
-      labels: class ids that take turns; default: all classes.
-      seed: of the noise; image i depends on it and i alone.
-      settings: of `MaskGIT.decoding`.
-      weights: fingerprint of the weights; without it nothing is cached.
-      name: for the report.
-    """
-
-    prefetch = False
-
-    def __init__(
-        self,
-        model: Any,
-        count: int,
-        labels: Sequence[int] | None = None,
-        seed: int = 42,
-        settings: dict[str, Any] | None = None,
-        weights: str | None = None,
-        name: str = "model",
-    ):
-        self.model, self.count, self.seed, self.weights = model, count, seed, weights
-        self.labels = list(range(model.num_classes) if labels is None else labels)
-        wrong = [label for label in self.labels if not 0 <= label < model.num_classes]
-        if wrong or not self.labels:
-            raise ValueError(f"labels are {wrong}; accepted: 0 to {model.num_classes - 1}")
-        self.options = model.decoding(**(settings or {}))
-        self.size = (model.image_size, model.image_size)
-        whole = self.labels == list(range(model.num_classes))
-        sampler = vars(self.options.sampler)
-        self.protocol = _describe(name, self, "8-bit arrays") | {
-            "labels": f"{_classes(self.labels)} in turn{' (all)' if whole else ''}",
-            "seed": seed,
-            "sampler": type(self.options.sampler).__name__,
-            "settings": _jsonable(vars(self.options) | sampler),
-            "dtype": str(model.tokenizer.get_codebook_funct().dtype).removeprefix("torch."),
-            "weights": weights,
-        }
-
-    def __len__(self) -> int:
-        return self.count
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        indices = range(start, min(stop, self.count))
-        labels = torch.tensor([self.labels[i % len(self.labels)] for i in indices])
-        images = (
-            self.model.sample(labels, sample_noise(self.seed, indices), self.options).wait().images
-        )
-        return to_bytes(images)
-
-    @functools.cached_property
-    def fingerprint(self) -> str | None:
-        if self.weights is None:
-            return None
-        described = {name: value for name, value in self.protocol.items() if name != "name"}
-        device = self.model.device.type
-        return json.dumps([self.weights, described, self.labels, device], sort_keys=True)
-
-
 def to_bytes(images: torch.Tensor) -> np.ndarray:
     """[B, 3, H, W] in [0, 1], clipped -> uint8 [B, H, W, 3], rounded as `maskgit_pt.utils.to_pil` does."""
     images = images.detach().float().clamp(0, 1).mul(255).round().byte()
@@ -344,16 +277,16 @@ def _generated(path: Path) -> dict[str, Any]:
         return {}
     apart = ("labels", "seed", "sampler", "model", "tokenizer", "threads")
     return {
-        "labels": f"{_classes(settings['labels'])} in turn",
+        "labels": f"{list_classes(settings['labels'])} in turn",
         "seed": settings.get("seed"),
         "sampler": settings.get("sampler"),
-        "settings": _jsonable({n: v for n, v in settings.items() if n not in apart}),
+        "settings": {n: v for n, v in sorted(settings.items()) if n not in apart},
         "weights": [settings.get("model"), settings.get("tokenizer")],
     }
 
 
-def _classes(labels: Sequence[Any]) -> str:
-    """In words, runs joined: "classes 0-4, 7"."""
+def list_classes(labels: Sequence[Any]) -> str:
+    """Returns classes in words, runs joined: "classes 0-4, 7"."""
     parts: list[list[Any]] = []
     for label in labels:
         if parts and type(label) is int and label == parts[-1][-1] + 1:
@@ -364,7 +297,8 @@ def _classes(labels: Sequence[Any]) -> str:
     return f"class{'es' if len(labels) > 1 else ''} {listed}"
 
 
-def _describe(name: str, source: Source, form: str) -> dict[str, Any]:
+def describe_images(name: str, source: Source, form: str) -> dict[str, Any]:
+    """Returns what a report says of any images."""
     return {"name": name, "count": len(source), "size": _by(*source.size), "format": form}
 
 
@@ -376,9 +310,3 @@ def _formats(images: Images) -> str:
 
 def _by(height: int, width: int) -> str:
     return f"{height} x {width}"
-
-
-def _jsonable(values: dict[str, Any]) -> dict[str, Any]:
-    """Those that JSON can hold, sorted by name."""
-    plain = (str, int, float, bool, type(None))
-    return {name: value for name, value in sorted(values.items()) if isinstance(value, plain)}

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from maskgit_pt import samplers
+from maskgit_pt.decoding import Settings, resolve
 from maskgit_pt.files import write_atomically
-from maskgit_pt.pipeline import TOKENIZERS, Decoding, MaskGIT
+from maskgit_pt.networks import TOKENIZERS
+from maskgit_pt.pipeline import MaskGIT
 from maskgit_pt.pretrained import WEIGHTS_NAME, load_any, weights_fingerprint
 from train import export
 from train.evaluation.npz import Npz
 from train.evaluation.sources import open_source
 from train.run import checkpoints
-from train.sweeps.studies import Settings
 
 FORMAT = 1  # of a cell's file; raise it when what is computed changes
 CASE = "case"  # the axis of named settings
@@ -72,26 +72,6 @@ class Cell:
 
     def __str__(self) -> str:
         return describe(self.labels) or "the only cell"
-
-
-def resolve(settings: Settings) -> Settings:
-    """All settings of sampling with their defaults; equal for equal samples.
-
-    Raises:
-      ValueError: an unknown setting or a value out of range.
-    """
-    own = {field.name for field in dataclasses.fields(Decoding)} - {"sampler", "start_step"}
-    name = settings.get("sampler", "official")
-    rest = {k: v for k, v in settings.items() if k not in own and k != "sampler"}
-    sampler = samplers.create(name, **rest)
-    options = Decoding(sampler, **{k: v for k, v in settings.items() if k in own})
-    found = {"sampler": name} | vars(sampler) | {k: getattr(options, k) for k in sorted(own)}
-    if not found["guidance"]:
-        del found["guidance_schedule"]
-    if found.get("choice", "linear") != "linear":
-        del found["choice_temperature"]  # the other choices have none
-    # An int and a float of one value are one setting.
-    return {k: float(v) if type(v) is int and k != "steps" else v for k, v in found.items()}
 
 
 def plan(

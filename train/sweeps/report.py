@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from maskgit_pt.decoding import resolve
 from maskgit_pt.files import write_atomically
 from train.evaluation.report import column_title, markdown, protocol_text, value_text
-from train.sweeps.cells import CASE, Cell, describe, resolve, title
+from train.sweeps.cells import CASE, Cell, describe, title
 from train.sweeps.cells import value_text as setting_text
 from train.sweeps.studies import PUBLISHED, Published
 

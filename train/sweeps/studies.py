@@ -8,7 +8,7 @@ choice. A published result is shown beside every cell of any sweep that has the 
 import dataclasses
 from typing import Any
 
-Settings = dict[str, Any]  # of `MaskGIT.decoding`
+from maskgit_pt.decoding import Settings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,12 +165,10 @@ class MaskedTokens:
         if config.compile:
             # One block, compiled once for all layers: gradients leave the backward pass block by block
             # and are reduced while it goes on.
-            for block in networks.blocks(model):
+            for block in model.blocks:
                 block.compile(dynamic=False)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        return distributed.parallelize(
-            loss, networks.blocks(model), self.processes, config.parallel, dtype
-        )
+        return distributed.parallelize(loss, model.blocks, self.processes, config.parallel, dtype)
 
     def load(self, first_step: int, last_step: int) -> Iterator[dict[str, Tensor]]:
         """This process's batches of these steps."""

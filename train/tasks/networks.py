@@ -51,11 +51,6 @@ def make_model(
     )
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers of either network."""
-    return list(model.transformer["layers"] if hasattr(model, "transformer") else model.layers)
-
-
 def start_from(model: nn.Module, path: str) -> None:
     """Copies trained weights into `model`, whose position embeddings may be more.
 

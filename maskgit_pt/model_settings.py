@@ -1,0 +1,75 @@
+"""Which model makes the images, on which device, and of which classes: what `sample`, `evaluate` and
+`sweep` ask alike."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+
+from maskgit_pt import imagenet, launch
+from maskgit_pt.pretrained import weights_fingerprint
+from maskgit_pt.settings import setting
+
+if TYPE_CHECKING:
+    from maskgit_pt.pipeline import MaskGIT
+
+WHAT = "a folder, a file of any format in 'maskgit-convert --list', or a Hugging Face hub id"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """Each field is the value of the flag of its name."""
+
+    model: str | None = setting(None, f"Transformer: {WHAT}; or a folder with both networks.")
+    tokenizer: str | None = setting(None, f"Tokenizer: {WHAT}.")
+    labels: str | None = setting(
+        None,
+        "Class ids, ranges, ImageNet names, or all: 90,200-205,golden retriever. They take turns.",
+    )
+    seed: int = setting(42, "Seed of the noise.", least=0)
+    dtype: str = setting(
+        "float32",
+        "Dtype of both networks. On a CPU without bfloat16 units they compute in float32, with weights "
+        "rounded to bfloat16.",
+        choices=("float32", "bfloat16"),
+    )
+    device: str | None = setting(None, "cpu, cuda, cuda:1, ... Default: cuda if there is one.")
+    threads: int | None = setting(
+        None, "On a CPU; the last bits depend on it. Default: all cores.", least=1
+    )
+    compile: bool = setting(
+        False, "torch.compile, with CUDA graphs on a GPU: slow to start, then faster."
+    )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of both networks."""
+        return getattr(torch, self.dtype)
+
+    def pick_device(self, threads: int | None = None) -> torch.device:
+        """Returns the device, made current; `threads` is their number on a CPU if none was given."""
+        return launch.pick_device(self.device, self.threads or threads)
+
+    def load(self, device: torch.device) -> "MaskGIT":
+        """Loads both networks; errors as `MaskGIT.from_pretrained`. Compiling is left to the caller."""
+        from maskgit_pt.pipeline import MaskGIT
+
+        return MaskGIT.from_pretrained(
+            self.model, self.tokenizer, device=device, dtype=self.torch_dtype
+        )
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the weights and settings of the networks."""
+        return weights_fingerprint(*filter(None, (self.model, self.tokenizer)))
+
+    def class_ids(self, num_classes: int, default: str = "all") -> list[int]:
+        """Returns the classes that `labels` names, for a model of `num_classes`.
+
+        Raises:
+          ValueError: see `imagenet.parse_labels`.
+        """
+        try:
+            text = default if self.labels is None else self.labels
+            return imagenet.parse_labels(text, num_classes)
+        except ValueError as error:
+            raise ValueError(f"--labels: {error}") from None

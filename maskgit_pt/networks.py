@@ -1,0 +1,14 @@
+"""The networks that every part of the project can load: a new one is entered here, and nowhere else.
+
+A transformer has `code_logits(tokens, labels, num_codes)`, `num_tokens`, `num_classes_with(num_codes)`
+and `blocks`; a tokenizer `encode_to_indices`, `decode_from_indices`, `get_codebook_funct` and
+`downsampling`. Each is a `pretrained.PretrainedMixin`.
+"""
+
+from maskgit_pt.nets.besnier_transformer import BesnierTransformer
+from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.nets.taming_vqgan import TamingVQGAN
+from maskgit_pt.nets.vqgan_tokenizer import VQVAE
+
+TRANSFORMERS = [Transformer, BesnierTransformer]
+TOKENIZERS = [VQVAE, TamingVQGAN]

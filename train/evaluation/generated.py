@@ -1,0 +1,77 @@
+"""Images that a model generates while they are evaluated."""
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskgit_pt.libml.rng import sample_noise
+from train.evaluation.sources import Source, describe_images, list_classes, to_bytes
+
+
+class ModelSource(Source):
+    """Images that a model generates when they are read; nothing is written.
+
+    They are the 8-bit images that `maskgit_pt.sample` writes as PNG for the same settings.
+
+    Args:
+      model: a `maskgit_pt.MaskGIT`.
+      count: how many images.
+      labels: class ids that take turns; default: all classes.
+      seed: of the noise; image i depends on it and i alone.
+      settings: of `MaskGIT.decoding`.
+      weights: fingerprint of the weights; without it nothing is cached.
+      name: for the report.
+    """
+
+    prefetch = False
+
+    def __init__(
+        self,
+        model: Any,
+        count: int,
+        labels: Sequence[int] | None = None,
+        seed: int = 42,
+        settings: dict[str, Any] | None = None,
+        weights: str | None = None,
+        name: str = "model",
+    ):
+        self.model, self.count, self.seed, self.weights = model, count, seed, weights
+        self.labels = list(range(model.num_classes) if labels is None else labels)
+        wrong = [label for label in self.labels if not 0 <= label < model.num_classes]
+        if wrong or not self.labels:
+            raise ValueError(f"labels are {wrong}; accepted: 0 to {model.num_classes - 1}")
+        self.options = model.decoding(**(settings or {}))
+        self.size = (model.image_size, model.image_size)
+        whole = self.labels == list(range(model.num_classes))
+        settings = self.options.describe()
+        self.protocol = describe_images(name, self, "8-bit arrays") | {
+            "labels": f"{list_classes(self.labels)} in turn{' (all)' if whole else ''}",
+            "seed": seed,
+            "sampler": settings.pop("sampler"),
+            "settings": dict(sorted(settings.items())),
+            "dtype": str(model.tokenizer.get_codebook_funct().dtype).removeprefix("torch."),
+            "weights": weights,
+        }
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        indices = range(start, min(stop, self.count))
+        labels = torch.tensor([self.labels[i % len(self.labels)] for i in indices])
+        images = (
+            self.model.sample(labels, sample_noise(self.seed, indices), self.options).wait().images
+        )
+        return to_bytes(images)
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        if self.weights is None:
+            return None
+        described = {name: value for name, value in self.protocol.items() if name != "name"}
+        device = self.model.device.type
+        return json.dumps([self.weights, described, self.labels, device], sort_keys=True)

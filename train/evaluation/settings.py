@@ -1,0 +1,113 @@
+"""What is measured, against what, and with what: what `train.evaluate` and `train.sweep` ask alike."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskgit_pt.launch import Processes
+from maskgit_pt.settings import setting
+from train.evaluation.context import Context
+from train.evaluation.features import EXTRACTORS
+from train.evaluation.reference import Reference, load_reference
+from train.evaluation.report import Evaluation
+from train.evaluation.samples import METRICS, evaluate
+from train.evaluation.sources import Source
+from train.evaluation.tokenizers import TOKENIZER_METRICS
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """Each field is the value of the flag of its name."""
+
+    reference: str | None = setting(
+        None,
+        "Images: a folder (cropped to the samples' size), an npz, or WebDataset tar files; an ADM reference "
+        "batch (npz); or statistics (npz). With --images, default: those images.",
+    )
+    num_reference: int | None = setting(
+        None, "Of the reference's images, use this many, evenly spread. Default: all.", least=1
+    )
+    metrics: str | None = setting(
+        None,
+        f"Default: all that can be had. Samples: {', '.join(METRICS)}; tokenizers: "
+        f"{', '.join(TOKENIZER_METRICS)}.",
+    )
+    features: str = setting(
+        "inception",
+        "inception is what published numbers are made of; with the others, which need no weights, metrics "
+        "have other names.",
+        choices=sorted(EXTRACTORS),
+    )
+    inception_weights: str | None = setting(
+        None, "torch-fidelity's file. Default: downloaded once."
+    )
+    neighbours: int = setting(3, "Which nearest neighbour makes a radius.", least=1)
+    splits: int = setting(10, "Of the Inception Score.", least=1)
+    shuffle: bool = setting(
+        True,
+        "Put samples in a fixed random order before splitting; the ADM evaluator does not.",
+    )
+    cache: str | None = setting(
+        None,
+        "Folder that remembers features. Default: maskgit_pt/evaluation in the user's cache folder; an empty "
+        "--cache= for none.",
+    )
+    batch_size: int = setting(50, "Images at a time, in each process.", least=1)
+
+    @property
+    def metric_names(self) -> list[str] | None:
+        """The metrics that were asked for; None for all."""
+        if self.metrics is None:
+            return None
+        return [name.strip() for name in self.metrics.split(",") if name.strip()]
+
+    @property
+    def cache_folder(self) -> str | None:
+        """Where features are remembered; None for nowhere."""
+        if self.cache is not None:
+            return self.cache or None
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return str(Path(base) / "maskgit_pt" / "evaluation")
+
+    def how(self, device: torch.device, workers: Processes) -> dict[str, Any]:
+        """Returns the arguments of `Context.make`."""
+        return {
+            "features": self.features,
+            "inception_weights": self.inception_weights,
+            "cache": self.cache_folder,
+            "device": device,
+            "batch_size": self.batch_size,
+            "progress": True,
+            "workers": workers,
+        }
+
+    def load_reference(
+        self, context: Context, samples: Source | None, image_size: int | None = None
+    ) -> Reference:
+        """Reads the reference; see `reference.load_reference`."""
+        return load_reference(
+            self.reference, context, samples, image_size=image_size, count=self.num_reference
+        )
+
+    def evaluate(
+        self,
+        samples: Source,
+        reference: Reference | str | None,
+        context: Context,
+        image_size: int | None = None,
+    ) -> Evaluation:
+        """Compares samples with a reference; see `samples.evaluate`."""
+        return evaluate(
+            samples,
+            reference,
+            metrics=self.metric_names,
+            neighbours=self.neighbours,
+            splits=self.splits,
+            shuffle=self.shuffle,
+            image_size=image_size,
+            reference_count=self.num_reference,
+            context=context,
+        )
