@@ -1,0 +1,163 @@
+"""What README and docs tell people to type works: every command parses, and those that convert, generate
+and edit run, on small networks under the names that the pages use."""
+
+import configparser
+import importlib
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import ml_collections
+import pytest
+import torch
+
+import convert
+from maskgit_pt import VQVAE, Transformer
+from maskgit_pt.configs import taming_vqgan_config, vqgan_config
+from maskgit_pt.nets.besnier_transformer import BesnierTransformer
+from train import __main__ as train_command
+from train import settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUN = ["README.md", "convert.md", "generating.md", "editing.md"]  # whose commands and code run
+NEEDS_MORE = ("maskgit-parity", "maskgit-digits", "maskgit-train")  # have tests of their own
+
+
+def programs() -> dict[str, str]:
+    """Installed scripts: name -> "module:function"."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    lines = parser["options.entry_points"]["console_scripts"].split("\n")
+    return dict(re.split(r"\s*=\s*", line) for line in lines if line)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The project's commands on a page, each as a list of words, with torchrun and the like left out."""
+    found = []
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for start, word in enumerate(words):
+                if word in programs():
+                    end = next((i for i, w in enumerate(words) if i > start and w in "&&;|"), None)
+                    found.append(words[start:end])
+    return found
+
+
+def flag_values(program: str, arguments: list[str]):
+    module = importlib.import_module(programs()[program].partition(":")[0])
+    if module is train_command:
+        return module.make_flags(arguments)
+    return module.FLAGS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse(page):
+    for program, *arguments in commands(page):
+        arguments = [re.sub(r"=\$\w+", "=best", word) for word in arguments]  # of a loop in sh
+        if program == "maskgit-train":
+            arguments = settings.with_recipe_files(arguments)
+            settings.check_arguments(arguments)
+        values = flag_values(program, arguments)
+        values.unparse_flags()
+        try:
+            rest = values([program, *arguments])[1:]
+        finally:
+            values.unparse_flags()
+        assert program in ("maskgit-export", "maskgit-plot", "maskgit-parity") or not rest, rest
+
+
+def test_a_wrong_flag_is_noticed():
+    values = flag_values("maskgit-sample", [])
+    with pytest.raises(Exception, match="no_such_flag"):
+        values(["maskgit-sample", "--no_such_flag=1"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A folder with small networks under the names that the pages use, for 64 px and 1000 classes."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("files")
+    config = vqgan_config.get_config()
+    config.update(image_size=64)
+    config.vqvae.update(filters=32, num_res_blocks=1, channel_multipliers=[1] * 5, embedding_dim=8)
+    VQVAE(config).save_pretrained(folder / "tokenizer")
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 16}
+    Transformer(2025, max_position_embeddings=17, intermediate_size=32, **small).save_pretrained(
+        folder / "transformer"
+    )
+    BesnierTransformer(num_tokens=16, intermediate_size=32, **small).save_pretrained(
+        folder / "besnier"
+    )
+    tree = taming_vqgan_config.get_config().to_dict()
+    tree["model"]["params"]["ddconfig"] |= {"ch": 32, "ch_mult": [1] * 5, "num_res_blocks": 1}
+    tree["model"]["params"]["ddconfig"] |= {"z_channels": 8, "resolution": 64}
+    tree["model"]["params"]["embed_dim"] = 8
+    taming = taming_vqgan_config.build(ml_collections.ConfigDict(tree))
+    taming.save_pretrained(folder / "taming")
+    (folder / "pretrained_maskgit" / "MaskGIT").mkdir(parents=True)
+    for source, target, to in (
+        ("transformer", "maskgit_imagenet256_checkpoint", "flax"),
+        ("transformer", "maskgit_imagenet256.ckpt", "hmorimitsu"),
+        ("tokenizer", "tokenizer_imagenet256_checkpoint", "flax"),
+        ("tokenizer", "maskgit-vqgan-imagenet-f16-256", "open-muse"),
+        ("besnier", "pretrained_maskgit/MaskGIT/MaskGIT_ImageNet_256.pth", "besnier"),
+        ("taming", "pretrained_maskgit/VQGAN", "taming"),
+    ):
+        convert.convert(folder / source, folder / target, to=to)
+    return folder
+
+
+@pytest.fixture
+def in_files(files, tmp_path, monkeypatch) -> Path:
+    """The working folder of one page: a copy of `files`, and the repository's photo."""
+    folder = shutil.copytree(files, tmp_path / "here")
+    shutil.copytree(
+        ROOT / "tests" / "golden",
+        folder / "tests" / "golden",
+        ignore=lambda path, names: [n for n in names if n != "photo.jpg"],
+    )
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name in RUN], ids=lambda p: p.name)
+def test_commands_run(page, in_files, monkeypatch, capsys):
+    for kind in ("maskgit", "tokenizer"):  # pages other than the first begin with converted folders
+        run(
+            "maskgit-convert",
+            [f"--input={kind}_imagenet256_checkpoint", f"--output={kind}256"],
+            monkeypatch,
+        )
+    done = 0
+    for program, *arguments in commands(page):
+        if program not in NEEDS_MORE:
+            output = [a.partition("=")[2] for a in arguments if a.startswith("--output=")]
+            if program == "maskgit-convert" and output and (in_files / output[0]).exists():
+                arguments.append("--overwrite")
+            assert run(program, arguments, monkeypatch) == 0, capsys.readouterr().err
+            done += 1
+    for code in blocks(page, "python"):
+        exec(compile(code, page.name, "exec"), {})
+        done += 1
+    assert done >= 2
+
+
+def run(program: str, arguments: list[str], monkeypatch) -> int:
+    monkeypatch.setattr("sys.argv", [program, *arguments])
+    module, _, function = programs()[program].partition(":")
+    return getattr(importlib.import_module(module), function)()
