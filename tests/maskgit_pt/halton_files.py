@@ -1,4 +1,4 @@
-"""The vectors in `tests/golden/halton`, recorded from valeoai/Halton-MaskGIT, and the tiny networks behind them."""
+"""The vectors in `tests/golden/halton`, recorded from valeoai/Halton-MaskGIT, and their tiny networks."""
 
 import functools
 import io
