@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from maskgit_pt import editing, samplers
 from maskgit_pt.decoding import Decoding
@@ -24,6 +23,7 @@ from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from maskgit_pt.networks import TOKENIZERS, TRANSFORMERS
 from maskgit_pt.pretrained import load_any
+from maskgit_pt.progress import Progress
 from maskgit_pt.utils import Bbox
 
 _DECODED_PIXELS = 2**20  # in one call of the tokenizer, on a GPU: 16 images of 256 px
@@ -52,6 +52,11 @@ class Result:
             self._copied.synchronize()
             self._copied = None
         return self
+
+    def first(self, count: int) -> "Result":
+        """Returns the first `count` images alone."""
+        parts = (self.images, self.tokens, self.masks, self.guesses)
+        return Result(*(None if part is None else part[:count] for part in parts), self._copied)
 
 
 class MaskGIT:
@@ -85,6 +90,7 @@ class MaskGIT:
         self._code_logits = transformer.code_logits
         self._decode = tokenizer.decode_from_indices
         self._static = False
+        self._decoded_rows = 0  # of the tokenizer's compiled calls that were not full
 
     @classmethod
     def from_pretrained(
@@ -187,14 +193,20 @@ class MaskGIT:
         labels = self._labels(labels)
         options = self.decoding(**decoding)
         batches = [labels] if rng is not None else labels.split(batch_size)
+        size = batch_size if self._static else min(batch_size, len(labels))
         results = []
-        with tqdm(total=len(labels), unit="img", disable=not progress) as bar:
+        by_step = self.device.type == "cpu"
+        with Progress(len(labels), options.sampler.steps, by_step=by_step, shown=progress) as bar:
             for number, batch in enumerate(batches):
-                first = first_index + number * batch_size
-                noise = rng or sample_noise(seed, range(first, first + len(batch)))
-                result = self.sample(batch, noise, options, return_steps=return_steps)
+                steps = {"return_steps": return_steps, "on_step": bar.step}
+                if rng is not None:
+                    result = self.sample(batch, rng, options, **steps)
+                else:
+                    first = first_index + number * batch_size
+                    indices = range(first, first + len(batch))
+                    result = self.sample_indices(batch, indices, seed, options, size, **steps)
                 results.append(result.wait())
-                bar.update(len(batch))
+                bar.finish(len(batch))
         return _join(results)
 
     def edit(
@@ -279,6 +291,36 @@ class MaskGIT:
         self._weights(options)  # complains about an unknown schedule
         return options
 
+    def sample_indices(
+        self,
+        labels: Tensor,
+        indices: Sequence[int],
+        seed: int,
+        options: Decoding,
+        size: int,
+        **others: Any,
+    ) -> Result:
+        """One batch of numbered images, each with the noise of its index; see `sample`.
+
+        Args:
+          labels: int64 [B].
+          indices: B numbers; image i of a seed is the same in any batch.
+          seed: of the noise.
+          options: from `decoding`.
+          size: of a whole batch, B or more. On a GPU a smaller one is filled up to it, so that compiled code
+            meets one shape, and rounding is the same.
+          **others: further arguments of `sample`, with B rows.
+        """
+        count = len(labels)
+        missing = max(0, size - count) if self.device.type != "cpu" else 0
+        indices = [*indices, *[indices[-1]] * missing]
+        labels = torch.cat([labels, labels[-1:].expand(missing)])
+        if others.get("tokens") is not None:
+            tokens = others["tokens"]
+            others["tokens"] = torch.cat([tokens, tokens[-1:].expand(missing, -1)])
+        result = self.sample(labels, sample_noise(seed, indices), options, **others)
+        return result.first(count) if missing else result
+
     @torch.inference_mode()
     def sample(
         self,
@@ -289,6 +331,7 @@ class MaskGIT:
         tokens: Tensor | None = None,
         return_steps: bool = False,
         clip: bool = True,
+        on_step: Callable[[int], None] | None = None,
     ) -> Result:
         """One batch; see `generate`.
 
@@ -299,6 +342,7 @@ class MaskGIT:
           tokens: int64 [B, h*w] to start from, -1 where unknown; default: all unknown.
           return_steps: as in `generate`.
           clip: images to [0, 1]; False for `editing.Edit.finish`, which clips after blending.
+          on_step: called after every step with the number of images.
 
         Returns:
           As `generate`; on a GPU still being copied: call `wait()` before reading.
@@ -312,6 +356,8 @@ class MaskGIT:
         masks, guesses = [], []
         for state in options.sampler.run(guess, predict, rng, options.start_step):
             guess = state.guess
+            if on_step is not None:
+                on_step(len(labels))
             if return_steps:
                 masks.append(state.unknown)
                 guesses.append(guess)
@@ -336,7 +382,8 @@ class MaskGIT:
                 setattr(result, name, value.to("cpu", non_blocking=True))
         if self.device.type == "cuda":
             result._copied = torch.cuda.Event()
-            result._copied.record()
+            # The stream of the model's device, which need not be the current one.
+            result._copied.record(torch.cuda.current_stream(self.device))
         return result
 
     def _weights(self, options: Decoding) -> list[float]:
@@ -376,10 +423,19 @@ class MaskGIT:
         for chunk in tokens.to(self.device).split(size):
             if self._static and self.device.type == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()
-            image = self._decode(chunk).float()
+            image = self._decode(self._filled(chunk, size)).float()[: len(chunk)]
             # A copy in any case: CUDA graphs use their memory again.
             images.append(image.clamp(0, 1) if clip else image.clone())
         return torch.cat(images)
+
+    def _filled(self, tokens: Tensor, most: int) -> Tensor:
+        """Tokens [B, h, w], for compiled code filled up to a number of rows that it has met, if possible."""
+        if not self._static:
+            return tokens
+        # Powers of two, and never fewer than before: a handful of shapes, whatever the sizes of batches.
+        rows = min(most, 1 << (len(tokens) - 1).bit_length())
+        self._decoded_rows = rows = max(rows, self._decoded_rows)
+        return torch.cat([tokens, tokens[-1:].expand(rows - len(tokens), -1, -1)])
 
     def _encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> int64 [B, h, w], on the device of the weights."""

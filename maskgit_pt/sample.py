@@ -15,8 +15,9 @@ from maskgit_pt.command_line import UsageError
 from maskgit_pt.decoding import Decoding, Settings
 from maskgit_pt.files import file_sha256, replacing
 from maskgit_pt.libml import jax_random
-from maskgit_pt.libml.rng import Rng, sample_noise
+from maskgit_pt.libml.rng import Rng
 from maskgit_pt.model_settings import ModelSettings
+from maskgit_pt.progress import Progress
 from maskgit_pt.sample_folder import Sample, SampleFolder, read_settings
 from maskgit_pt.settings import define_flags, from_flags, setting
 
@@ -50,7 +51,9 @@ class SampleSettings:
         "index", "Noise by the sample's index, or that of the JAX code.", choices=("index", "jax")
     )
     partitionable: bool = setting(False, "With --rng=jax: the layout of JAX's streams since 0.5.")
-    batch_size: int = setting(8, "Images at a time, in each process.", least=1)
+    batch_size: int = setting(
+        8, "Images at a time, in each process; on a CPU one, except with --rng=jax.", least=1
+    )
     edit: str | None = setting(None, "An image of any size to regenerate part of.")
     box: str | None = setting(
         None, "With --edit: top,left,height,width in pixels, what to regenerate."
@@ -123,8 +126,6 @@ def _check_usage(job: Job) -> None:
 
 
 def _generate(job: Job, processes: launch.Processes, device: torch.device) -> int:
-    from tqdm import tqdm
-
     asked = job.asked
     _make_output(asked.output)  # complains before the models are loaded
     model = job.models.load(device)
@@ -139,19 +140,24 @@ def _generate(job: Job, processes: launch.Processes, device: torch.device) -> in
     folder = SampleFolder(asked.output, described, asked.overwrite, processes.is_main)
     processes.barrier()
     samples = _all_samples(labels, asked)
-    batches = _batches(job, samples, labels, processes, folder)
+    on_cpu = model.device.type == "cpu"
+    batches = _batches(job, samples, labels, processes, folder, on_cpu)
     total = sum(len(wanted) for _, wanted, _ in batches)
-    bar = tqdm(total=total, unit="img", disable=None if processes.is_main else True)
+    bar = Progress(
+        total, options.sampler.steps, by_step=on_cpu, shown=None if processes.is_main else False
+    )
     with bar, _Writer(folder, model if asked.show_steps else None) as writer:
-        # One batch behind: a GPU computes the next while this one is copied and written.
         previous = None
         for batch, wanted, rng in batches:
-            result = _sample(job, model, batch, rng, options, edit)
+            result = _sample(job, model, batch, rng, options, edit, bar)
             if previous:
-                bar.update(writer.save_all(*previous, edit))
+                bar.finish(writer.save_all(*previous, edit))
             previous = batch, wanted, result
+            if on_cpu:  # a GPU computes the next batch while this one is copied and written
+                bar.finish(writer.save_all(*previous, edit))
+                previous = None
         if previous:
-            bar.update(writer.save_all(*previous, edit))
+            bar.finish(writer.save_all(*previous, edit))
     processes.barrier()
     if processes.is_main:
         folder.finish(samples, npz=asked.npz)
@@ -173,19 +179,20 @@ def _make_output(output: str) -> None:
         raise ValueError(f"--output={folder}: {reason}; accepted: a folder, made if missing")
 
 
-def _sample(job: Job, model, batch: list[Sample], rng: Rng, options: Decoding, edit):
-    """One batch, filled up to one shape where compiled code and equal rounding want that."""
-    count = len(batch)
-    if model.device.type != "cpu" and job.asked.rng == "index":
-        batch = batch + batch[-1:] * (job.asked.batch_size - count)
-    return model.sample(
-        torch.tensor([sample.label for sample in batch]),
-        rng or sample_noise(job.models.seed, [sample.index for sample in batch]),
-        options,
-        tokens=None if edit is None else edit.tokens.expand(len(batch), -1),
-        return_steps=job.asked.show_steps,
-        clip=edit is None,
-    )
+def _sample(job: Job, model, batch: list[Sample], rng: Rng, options: Decoding, edit, bar: Progress):
+    """One batch; `rng` is None where the noise is the samples' own."""
+    labels = torch.tensor([sample.label for sample in batch])
+    others = {
+        "tokens": None if edit is None else edit.tokens.expand(len(batch), -1),
+        "return_steps": job.asked.show_steps,
+        "clip": edit is None,
+        "on_step": bar.step,
+    }
+    if rng is not None:
+        return model.sample(labels, rng, options, **others)
+    indices = [sample.index for sample in batch]
+    seed, size = job.models.seed, job.asked.batch_size
+    return model.sample_indices(labels, indices, seed, options, size, **others)
 
 
 def _edit(model, asked: SampleSettings):
@@ -243,6 +250,7 @@ def _batches(
     labels: list[int],
     processes: launch.Processes,
     folder: SampleFolder,
+    on_cpu: bool,
 ) -> list[tuple[list[Sample], set[Sample], Rng]]:
     """What this process has to do: the samples of each batch, those wanted of it, the noise.
 
@@ -252,6 +260,8 @@ def _batches(
     rank, world = processes.rank, processes.world_size
     if job.asked.rng == "index":
         missing = [s for s in samples[rank::world] if not folder.holds(s, with_steps)]
+        if on_cpu:  # where a batch gains nothing: so images appear one by one
+            size = 1
         groups = [missing[i : i + size] for i in range(0, len(missing), size)]
         return [(group, set(group), None) for group in groups]
     batches = []

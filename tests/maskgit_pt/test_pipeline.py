@@ -150,6 +150,11 @@ def test_networks_that_do_not_fit(tiny_tokenizer):
 def test_compiled(model):
     expected = model.generate([1, 2], steps=3, batch_size=2).tokens
     torch.testing.assert_close(model.compile().generate([1, 2], steps=3).tokens, expected)
+    model.generate([1], steps=3, guidance=1.0)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for count in range(1, 11):  # more than the eight shapes for which torch compiles
+        model.generate([1] * count, steps=2, guidance=1.0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 def test_bfloat16_on_a_cpu_without_units_for_it(model, tmp_path, monkeypatch):
@@ -178,3 +183,78 @@ def test_a_photo_stands_as_viewers_show_it(model, tmp_path):
     shown = model.prepare_edit(tmp_path / "turned.png", box=(0, 0, 5, 5)).picture
     assert shown.shape == (60, 40, 3)
     assert (shown[:10] == (255, 0, 0)).all() and not shown[10:].any()
+
+
+class _Weightless:
+    """A tokenizer's codebook that claims to be on another device."""
+
+    def __init__(self, codebook, device):
+        self.codebook, self.device, self.dtype = codebook, torch.device(device), codebook.dtype
+
+    def __len__(self):
+        return len(self.codebook)
+
+
+def test_waiting_is_for_the_stream_of_the_models_device(model, monkeypatch):
+    """Not for that of the current device, which has nothing to do."""
+    log = []
+
+    class Event:
+        def record(self, stream=None):
+            log.append(("record", stream))
+
+        def synchronize(self):
+            log.append(("wait", None))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    result = model.generate([1], steps=2)
+    codebook = model.tokenizer.get_codebook_funct()
+    monkeypatch.setattr(
+        model.tokenizer, "get_codebook_funct", lambda: _Weightless(codebook, "cuda:1")
+    )
+    model._to_host(result).wait().wait()
+    assert log == [("record", "stream of cuda:1"), ("wait", None)]
+
+
+def test_padding_to_a_batch_changes_nothing(model, monkeypatch):
+    """On a GPU every batch is filled up to one shape; images and tokens are those of the alone ones."""
+    expected = model.generate([1, 2, 3], steps=3, guidance=1.0, return_steps=True)
+    shapes = []
+    sample = model.sample
+
+    def seen(labels, *others, **more):
+        shapes.append(len(labels))
+        return sample(labels, *others, **more)
+
+    monkeypatch.setattr(MaskGIT, "device", property(lambda self: torch.device("meta")))
+    monkeypatch.setattr(model, "sample", seen)
+    labels, options = torch.tensor([1, 2, 3]), model.decoding(steps=3, guidance=1.0)
+    with monkeypatch.context() as on_cpu:
+        inner = model.sample
+
+        def run_on_cpu(*args, **more):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(MaskGIT, "device", property(lambda self: torch.device("cpu")))
+                return inner(*args, **more)
+
+        on_cpu.setattr(model, "sample", run_on_cpu)
+        found = model.sample_indices(labels, range(3), 42, options, 8, return_steps=True)
+    assert shapes == [8]
+    for name in ("images", "tokens", "masks", "guesses"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize(
+    ("counts", "shapes"),
+    [(range(1, 17), [1, 2, 4, 4] + [8] * 4 + [16] * 8), ((16, 4, 1), [16] * 3), ((3, 1), [4, 4])],
+)
+def test_the_compiled_decoder_meets_few_shapes(model, counts, shapes):
+    model._static = True
+    found = []
+    for count in counts:
+        tokens = torch.randint(0, 32, (count, 4, 4))
+        filled = model._filled(tokens, 16)
+        found.append(len(filled))
+        assert torch.equal(filled[:count], tokens)
+    assert found == shapes

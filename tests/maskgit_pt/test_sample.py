@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from recorded import GOLDEN, OFFICIAL, load_tiny
 
-from maskgit_pt import sample
+from maskgit_pt import MaskGIT, sample
 from maskgit_pt.command_line import run
 from maskgit_pt.inference import ImageNet_class_conditional_generator
 from maskgit_pt.libml import jax_random
@@ -276,3 +276,19 @@ def test_out_of_memory(tmp_path, monkeypatch, capsys):
     assert call("--labels=1", f"--output={tmp_path}") == 1
     assert "--batch_size=8: cpu is out of memory" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["settings.json"]
+
+
+def test_on_a_cpu_images_appear_one_by_one(tmp_path, monkeypatch):
+    """Each is there before the next is begun, and the bar has moved with every step."""
+    found, steps = [], []
+    sample_one = MaskGIT.sample
+
+    def watched(self, labels, *others, on_step, **more):
+        found.append(len(list(tmp_path.glob("class*.png"))))
+        counted = lambda images: steps.append(images) or on_step(images)  # noqa: E731
+        return sample_one(self, labels, *others, on_step=counted, **more)
+
+    monkeypatch.setattr(MaskGIT, "sample", watched)
+    assert call("--labels=1", "--num_samples=4", "--steps=3", f"--output={tmp_path}") == 0
+    assert len(found) == 4 and found[-1] >= 2  # written beside the computation
+    assert steps == [1] * 12

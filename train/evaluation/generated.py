@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskgit_pt.libml.rng import sample_noise
 from train.evaluation.sources import Source, describe_images, list_classes, to_bytes
 
 
@@ -63,10 +62,9 @@ class ModelSource(Source):
     def read(self, start: int, stop: int) -> np.ndarray:
         indices = range(start, min(stop, self.count))
         labels = torch.tensor([self.labels[i % len(self.labels)] for i in indices])
-        images = (
-            self.model.sample(labels, sample_noise(self.seed, indices), self.options).wait().images
-        )
-        return to_bytes(images)
+        size = stop - start
+        result = self.model.sample_indices(labels, indices, self.seed, self.options, size)
+        return to_bytes(result.wait().images)
 
     @functools.cached_property
     def fingerprint(self) -> str | None:

@@ -13,6 +13,7 @@ from maskgit_pt.decoding import Settings
 from maskgit_pt.launch import Processes
 from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.pretrained import weights_fingerprint
+from maskgit_pt.progress import duration
 from maskgit_pt.settings import setting
 from train.evaluation.context import Context
 from train.evaluation.extraction import Cache
@@ -160,7 +161,7 @@ class Sweeping:
             seconds = (time.perf_counter() - begin) / work_done * work_left
             metrics = describe({k: v for k, v in found[i]["metrics"].items() if k[-4:] != "_std"})
             rate = found[i]["images_per_second"]
-            self._say(f"  {metrics}; {rate:.3g} images/s; {_duration(seconds)} left")
+            self._say(f"  {metrics}; {rate:.3g} images/s; {duration(seconds)} left")
         if self.workers.rank == 0:
             name = self.job.asked.study or "grid"
             sweep = Sweep(name, self.title, self.axes, self.cells, found, self.size)
@@ -256,9 +257,3 @@ class Sweeping:
     def _say(self, text: str) -> None:
         if self.workers.rank == 0:
             print(text, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
