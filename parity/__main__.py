@@ -1,14 +1,10 @@
 """Command line: `maskgit-parity`."""
 
 import importlib
-import importlib.metadata
 import os
-import platform
 import shlex
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -59,114 +55,25 @@ def main() -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Not at the top: JAX takes seconds to import. This one first: it says which extra is missing.
     importlib.import_module("parity.jax_code")
-    from parity import subjects
-    from parity.training import plan as plan_training
+    from parity.run import Options, Request, run
 
-    started = time.perf_counter()
-    if FLAGS.size != "tiny" and _files():
+    given = {"transformer": FLAGS.transformer, "tokenizer": FLAGS.tokenizer}
+    files = {kind: _existing(kind, path) for kind, path in given.items() if path}
+    if FLAGS.size != "tiny" and files:
         raise command_line.UsageError("--size is for seeded weights; it excludes files")
-    options = _options()
-    picture_path = _existing("image", FLAGS.image)
-    if FLAGS.report:
-        Path(FLAGS.report).mkdir(parents=True, exist_ok=True)  # not after minutes of work
-    code, stages = _code()
-    with subjects.make_folder() as folder:
-        models = _subjects(code, Path(folder))
-        tokenizer = plan_training.TokenizerTraining(code, Path(folder) / "images")
-        results, pictures, curves = _run(stages, models, tokenizer, picture_path, options)
-    seconds = time.perf_counter() - started
-    return _conclude(results, pictures, curves, code, models, options, seconds)
+    request = Request(
+        files=files,
+        size=FLAGS.size,
+        official=FLAGS.official and Path(FLAGS.official),
+        image=FLAGS.image and _existing("image", FLAGS.image),
+        options=Options(seeds=_seeds(), steps=FLAGS.steps, batch_size=FLAGS.batch_size),
+        report=FLAGS.report and Path(FLAGS.report),
+        command=shlex.join([*PROGRAM.split(), *sys.argv[1:]]),
+    )
+    return run(request)
 
 
-def _code() -> tuple[Any, list[Any]]:
-    """The JAX side, and the stages that need no weights."""
-    from parity import jax_code, official, plan
-
-    if not FLAGS.official:
-        code = jax_code.load_reference()
-        return code, plan.code_stages(code)
-    code = official.load(FLAGS.official)
-    configs = official.load_configs(FLAGS.official)
-    return code, [plan.config_stage(configs), *plan.code_stages(code)]
-
-
-def _subjects(code: Any, folder: Path) -> list[Any]:
-    """What to compare: the small models always; before them the large ones, if any."""
-    from parity import subjects
-
-    models = []
-    if _files():
-        models.append(subjects.from_files(code, _files(), folder, _progress))
-    elif FLAGS.size != "tiny":
-        models.append(subjects.seeded(code, FLAGS.size, folder, _progress))
-    models.append(subjects.seeded(code, "tiny", folder, _progress))
-    return models
-
-
-def _run(
-    stages: list[Any], models: list[Any], tokenizer: Any, image: Path | None, options: Any
-) -> tuple[list[Any], list[Any], list[Any]]:
-    """Runs all stages, printing a line after each; results, pictures and loss curves."""
-    from parity import plan, subjects
-    from parity.stages import run_stages, summary_line
-
-    results, plans = [], []
-    for model in reversed(models):  # the small ones first: a fault shows soon
-        size = model.config.image_size
-        planned = plan.SubjectPlan(model, subjects.load_picture(image, size)[0], options)
-        plans.append(planned)
-        stages = stages + planned.stages()
-    stages = stages + tokenizer.stages()
-    for result in run_stages(stages, _progress):
-        _progress("")
-        print(summary_line(result), flush=True)
-        results.append(result)
-    pictures = [picture for planned in plans for picture in planned.pictures]
-    curves = [curve for planned in plans for curve in planned.curves]
-    return results, pictures, curves + tokenizer.curves
-
-
-def _conclude(
-    results: list[Any],
-    pictures: list[Any],
-    curves: list[Any],
-    code: Any,
-    models: list[Any],
-    options: Any,
-    seconds: float,
-) -> int:
-    """Prints the verdict and writes the report."""
-    from parity import plan, report, subjects
-
-    passed, sentence = report.verdict(results)
-    if FLAGS.report:
-        facts = (
-            *_versions(),
-            ("seeds", ", ".join(map(str, options.seeds))),
-            ("samples a decoding run", str(options.batch_size)),
-            ("picture", subjects.load_picture(FLAGS.image, 16)[1]),
-            ("time", f"{seconds:.0f} s"),
-        )
-        context = report.Context(
-            other=code.title,
-            notes=code.notes,
-            command=shlex.join([*PROGRAM.split(), *sys.argv[1:]]),
-            facts=facts,
-            files=tuple(row for model in models for row in model.files),
-            not_compared=plan.NOT_COMPARED,
-        )
-        report.write(FLAGS.report, results, pictures, context, curves)
-        print(f"report: {Path(FLAGS.report) / 'index.html'}")
-    for note in code.notes:
-        print(f"note: {note}")
-    print(f"compared with: {code.title}")
-    print(f"{'PASS' if passed else 'FAIL'}: {sentence} ({seconds:.0f} s)")
-    return 0 if passed else 1
-
-
-def _options() -> Any:
-    from parity import plan
-
+def _seeds() -> tuple[int, ...]:
     try:
         seeds = tuple(int(seed) for seed in FLAGS.seeds)
     except ValueError:
@@ -175,41 +82,13 @@ def _options() -> Any:
         ) from None
     if not seeds:
         raise command_line.UsageError("--seeds is empty; accepted: whole numbers")
-    return plan.Options(seeds=seeds, steps=FLAGS.steps, batch_size=FLAGS.batch_size)
+    return seeds
 
 
-def _files() -> dict[str, Path]:
-    given = {"transformer": FLAGS.transformer, "tokenizer": FLAGS.tokenizer}
-    return {kind: _existing(kind, path) for kind, path in given.items() if path}
-
-
-def _existing(flag: str, path: str | None) -> Path | None:
-    if path is not None and not Path(path).is_file():
+def _existing(flag: str, path: str) -> Path:
+    if not Path(path).is_file():
         raise ValueError(f"{path}: no such file (--{flag})")
-    return Path(path) if path else None
-
-
-def _versions() -> tuple[tuple[str, str], ...]:
-    names = ("maskgit_pt", "torch", "jax", "jaxlib", "flax", "optax", "numpy")
-
-    def version(name: str) -> str:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return "not installed as a package"
-
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    return (
-        ("versions", f"Python {platform.python_version()}, {versions}"),
-        ("machine", f"{platform.machine()}, {platform.system()}"),
-        ("date", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
-    )
-
-
-def _progress(line: str) -> None:
-    """Shows on a terminal what is being done; an empty line wipes it."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line[:100]}", end="", file=sys.stderr, flush=True)
+    return Path(path)
 
 
 def cli() -> int:

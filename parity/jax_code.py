@@ -38,11 +38,13 @@ class JaxCode:
       title: what it is, for the report.
       official: whether it is Google's own code.
       notes: what had to be changed to run it on today's JAX; empty for the reference.
+      configs: the official config modules by name; empty for the reference.
     """
 
     title: str
     official: bool
     notes: tuple[str, ...]
+    configs: dict[str, ModuleType]
     maskgit_transformer: ModuleType
     vqgan_tokenizer: ModuleType
     discriminator: ModuleType
@@ -144,4 +146,6 @@ def load_reference() -> JaxCode:
     for path in MODULES:
         name = path.rpartition(".")[2]
         modules[name] = importlib.import_module(f"parity.reference.{name}")
-    return JaxCode(title="Flax reference (parity/reference)", official=False, notes=(), **modules)
+    return JaxCode(
+        title="Flax reference (parity/reference)", official=False, notes=(), configs={}, **modules
+    )

@@ -65,18 +65,9 @@ def load(checkout: str | Path) -> JaxCode:
         title=f"official code (google-research/maskgit, sources' sha256 {digest[:12]})",
         official=True,
         notes=tuple(notes),
+        configs={path.rpartition(".")[2]: loaded[path] for path in loaded if "configs." in path},
         **{path.rpartition(".")[2]: loaded[path] for path in MODULES},
     )
-
-
-def load_configs(checkout: str | Path) -> dict[str, ModuleType]:
-    """The official config modules by name; they need no JAX."""
-    paths = [path for path in _FILES if path.startswith("configs.")]
-    sources = _read_sources(Path(checkout))
-    with _temporary_modules():
-        return {
-            path.rpartition(".")[2]: _execute(path, sources[path], Path(checkout)) for path in paths
-        }
 
 
 def _read_sources(checkout: Path) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """The two networks, each as a pair: the PyTorch module and the JAX one with the same weights."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -52,6 +53,17 @@ class TransformerPair:
     def classes(self) -> int:
         return self.ours.to_config()["vocab_size"] - self.codes - 1
 
+    @property
+    def side(self) -> int:
+        """Tokens along one side of the grid."""
+        return int(round((self.length - 1) ** 0.5))
+
+    @contextlib.contextmanager
+    def in_float64(self) -> "Iterator[TransformerPair]":
+        """The pair in float64, with JAX computing in float64 as long as the context lasts."""
+        with self.code.float64():
+            yield self.double()
+
     def double(self) -> "TransformerPair":
         """The pair in float64; use it within `code.float64()`."""
         ours = copy.deepcopy(self.ours).double()
@@ -78,10 +90,13 @@ class TokenizerPair:
         """The Flax module, in evaluation mode."""
         return self.code.tokenizer(self.config, dtype=self.dtype)
 
-    def double(self) -> "TokenizerPair":
-        """The pair in float64; use it within `code.float64()`."""
-        variables = weights.to_float64(self.variables)
-        return TokenizerPair(copy.deepcopy(self.ours).double(), self.code, variables, jnp.float64)
+    @contextlib.contextmanager
+    def in_float64(self) -> "Iterator[TokenizerPair]":
+        """The pair in float64, with JAX computing in float64 as long as the context lasts."""
+        with self.code.float64():
+            ours = copy.deepcopy(self.ours).double()
+            variables = weights.to_float64(self.variables)
+            yield TokenizerPair(ours, self.code, variables, jnp.float64)
 
     def in_training(self, quantizer: str) -> tuple[maskgit_pt.VQVAE, Any]:
         """Both modules in training mode, with the quantizer "vq" or "gumbel"."""

@@ -6,7 +6,31 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
+
 from parity.compare import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """Images of both sides for the report: float [H, W, 3], unclipped."""
+
+    title: str
+    ours: np.ndarray
+    theirs: np.ndarray
+    original: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A loss step by step on both sides, float [steps]."""
+
+    title: str
+    ours: np.ndarray
+    theirs: np.ndarray
+
+
+Finding = Record | Picture | Curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +40,12 @@ class Stage:
     Attributes:
       section: heading it stands under.
       title: what it compares.
-      run: makes the records, one at a time.
+      run: makes the records, one at a time; among them pictures and curves for the report.
     """
 
     section: str
     title: str
-    run: Callable[[], Iterable[Record]]
+    run: Callable[[], Iterable[Finding]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +56,7 @@ class Result:
       records: one for every comparison.
       seconds: how long it took.
       trouble: why it could not run, or could not run to its end; such a stage has not passed.
+      pictures, curves: what it leaves for the report.
     """
 
     section: str
@@ -39,6 +64,8 @@ class Result:
     records: tuple[Record, ...]
     seconds: float
     trouble: str = ""
+    pictures: tuple[Picture, ...] = ()
+    curves: tuple[Curve, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -50,29 +77,33 @@ class Result:
         return max(self.records, key=lambda r: (not r.passed, r.strain), default=None)
 
 
-def run_stages(
-    stages: Iterable[Stage], progress: Callable[[str], None] = lambda line: None
-) -> Iterator[Result]:
-    """Runs the stages in order; one that breaks off is a failed result, not the end of the run.
+def progress(line: str) -> None:
+    """Shows on a terminal what is being done; an empty line wipes it."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line[:100]}", end="", file=sys.stderr, flush=True)
 
-    Args:
-      stages: what to run.
-      progress: called with a line before each stage.
-    """
+
+def run_stages(stages: Iterable[Stage]) -> Iterator[Result]:
+    """Runs the stages in order; one that breaks off is a failed result, not the end of the run."""
     for stage in stages:
         progress(f"{stage.section}: {stage.title} ...")
         start = time.perf_counter()
-        records: list[Record] = []
+        found: list[Finding] = []
         trouble = ""
         try:
-            records.extend(stage.run())
+            found.extend(stage.run())
         except Exception as error:  # whatever the code under comparison raises is a finding
             traceback.print_exc(file=sys.stderr)
             trouble = f"could not run: {type(error).__name__}: {' '.join(str(error).split())}"
+        records, pictures, curves = (
+            tuple(one for one in found if isinstance(one, kind))
+            for kind in (Record, Picture, Curve)
+        )
         if not records and not trouble:
             trouble = "compared nothing"
         seconds = time.perf_counter() - start
-        yield Result(stage.section, stage.title, tuple(records), seconds, trouble)
+        progress("")
+        yield Result(stage.section, stage.title, records, seconds, trouble, pictures, curves)
 
 
 def summary_line(result: Result) -> str:

@@ -1,8 +1,6 @@
 """What is compared: seeded models of a chosen size, or the models in given files, on both sides."""
 
 import dataclasses
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from maskgit_pt.utils import read_image
 from parity import weights
 from parity.jax_code import JaxCode
 from parity.pairs import TokenizerPair, TransformerPair
+from parity.stages import progress
 
 SIZES = ("tiny", "256", "512")
 PHOTO = Path(__file__).parents[1] / "tests" / "golden" / "photo.jpg"
@@ -84,9 +83,7 @@ def transformer_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-def seeded(
-    code: JaxCode, size: str, folder: Path, progress: Callable[[str], None], seed: int = 0
-) -> Subject:
+def seeded(code: JaxCode, size: str, folder: Path, seed: int = 0) -> Subject:
     """Draws weights, writes them to `folder` as Google's files, and loads those."""
     config = config_of(size)
     progress(f"{size}: drawing weights and writing them as Google-format checkpoints")
@@ -98,14 +95,12 @@ def seeded(
     for kind, variables in drawn.items():
         files[kind] = folder / f"seeded_{kind}_{size}_checkpoint"
         weights.write_checkpoint(variables, files[kind])
-    return _load(code, size, config, files, folder, progress, is_seeded=True)
+    return _load(code, size, config, files, folder, is_seeded=True)
 
 
-def from_files(
-    code: JaxCode, files: dict[str, Path], folder: Path, progress: Callable[[str], None]
-) -> Subject:
+def from_files(code: JaxCode, files: dict[str, Path], folder: Path) -> Subject:
     """Loads Google-format files, by kind: "transformer", "tokenizer" or both."""
-    return _load(code, "files", config_of("256"), files, folder, progress, is_seeded=False)
+    return _load(code, "files", config_of("256"), files, folder, is_seeded=False)
 
 
 def _load(
@@ -114,7 +109,6 @@ def _load(
     config: ml_collections.ConfigDict,
     files: dict[str, Path],
     folder: Path,
-    progress: Callable[[str], None],
     is_seeded: bool,
 ) -> Subject:
     """Converts the files, loads the folders in PyTorch and the files themselves in Flax."""
@@ -143,9 +137,8 @@ def _load(
         codes = _number_of_codes(ours, pairs["tokenizer"], files["transformer"])
         variables = weights.read_checkpoint(files["transformer"])
         pairs["transformer"] = TransformerPair(ours, code, variables, codes)
-        side = int(round((pairs["transformer"].length - 1) ** 0.5))
         patch = pairs["tokenizer"].ours.downsampling if pairs["tokenizer"] else 16
-        config.image_size = side * patch
+        config.image_size = pairs["transformer"].side * patch
         config.num_class = pairs["transformer"].classes
     return Subject(
         section=section,
@@ -190,8 +183,3 @@ def load_picture(path: str | Path | None, size: int) -> tuple[np.ndarray, str]:
     picture = Image.fromarray(np.uint8(np.round(255 * square.transpose(1, 2, 0))))
     resized = np.float32(picture.resize((size, size), Image.BICUBIC)) / 255
     return np.ascontiguousarray(resized.transpose(2, 0, 1)[None]), path.name
-
-
-def make_folder() -> tempfile.TemporaryDirectory:
-    """A temporary folder for the checkpoints."""
-    return tempfile.TemporaryDirectory(prefix="maskgit_parity_")

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator
 from unittest import mock
 
@@ -12,22 +13,22 @@ from torch import nn
 
 from maskgit_pt import Transformer
 from maskgit_pt.nets import maskgit_transformer
-from parity.checks import decoding
-from parity.checks import random as checks_random
-from parity.checks import tokenizer as checks_tokenizer
-from parity.checks import transformer as checks_transformer
+from parity.bounds import FLOAT32, FLOAT64
+from parity.checks import decoding, streams
 from parity.checks.near_ties import Settings
+from parity.checks.tokenizer import our_results, their_results
+from parity.checks.transformer import make_ids, our_logits, their_logits
 from parity.compare import Record, compare, compare_exact, control
 from parity.pairs import TokenizerPair, TransformerPair
 
 
-def transformer_faults(pair: TransformerPair, ids: np.ndarray, atol: float) -> Iterator[Record]:
+def transformer_faults(pair: TransformerPair, ids: np.ndarray) -> Iterator[Record]:
     """Faults that the logits must show at the bound that the sound port is held to."""
-    theirs = checks_transformer.their_logits(pair, ids)
+    theirs = their_logits(pair, ids)
 
     def noticed(model: nn.Module, fault: str) -> Record:
-        ours = checks_transformer.our_logits(model, ids)
-        return control(compare("logits", ours, theirs, atol), fault)
+        ours = our_logits(model, ids)
+        return control(compare("logits", ours, theirs, FLOAT32.logits), fault)
 
     with _erf_gelu():
         yield noticed(pair.ours, "GELU in its erf form")
@@ -43,36 +44,35 @@ def transformer_faults(pair: TransformerPair, ids: np.ndarray, atol: float) -> I
 
 
 def epsilon_faults(
-    transformer: TransformerPair, tokenizer: TokenizerPair, ids: np.ndarray, images: np.ndarray
+    transformer: TransformerPair, tokenizer: TokenizerPair, images: np.ndarray
 ) -> Iterator[Record]:
-    """PyTorch's default epsilon, 1e-5, in place of Flax's; float64 pairs, since float32 hides it."""
-    ours = _with_epsilon(transformer.ours, nn.LayerNorm)
-    theirs = checks_transformer.their_logits(transformer, ids)
-    record = compare("logits", checks_transformer.our_logits(ours, ids), theirs, atol=1e-9)
-    yield control(record, "LayerNorm epsilon 1e-5 instead of 1e-12")
+    """PyTorch's default epsilon, 1e-5, in place of Flax's; in float64, since float32 hides it."""
+    ids = make_ids(transformer, 2)
+    with transformer.in_float64() as pair:
+        ours = our_logits(_with_epsilon(pair.ours, nn.LayerNorm), ids)
+        record = compare("logits", ours, their_logits(pair, ids), FLOAT64.logits)
+        yield control(record, "LayerNorm epsilon 1e-5 instead of 1e-12")
 
-    broken = TokenizerPair(
-        _with_epsilon(tokenizer.ours, nn.GroupNorm), tokenizer.code, tokenizer.variables
-    )
-    ours = checks_tokenizer.our_results(broken, images)["features"]
-    theirs = checks_tokenizer.their_results(tokenizer, images)["features"]
-    record = compare("features", ours, theirs, rtol=1e-9)
-    yield control(record, "GroupNorm epsilon 1e-5 instead of 1e-6")
+    images = images.astype(np.float64)
+    with tokenizer.in_float64() as pair:
+        broken = dataclasses.replace(pair, ours=_with_epsilon(pair.ours, nn.GroupNorm))
+        ours, theirs = our_results(broken, images), their_results(pair, images)
+        record = compare("features", ours["features"], theirs["features"], rtol=FLOAT64.blocks)
+        yield control(record, "GroupNorm epsilon 1e-5 instead of 1e-6")
 
 
-def decoding_faults(
-    pair: TransformerPair, decoder: decoding.TheirDecoder, batch: int
-) -> Iterator[Record]:
+def decoding_faults(runs: decoding.Runs) -> Iterator[Record]:
     """The other layout of the random streams, and mask counts in float64."""
-    tokens = decoding.make_tokens(pair, batch, edit=False)
+    pair = runs.pair
+    tokens = decoding.make_tokens(pair, runs.batch, edit=False)
     for partitionable in (False, True):
-        theirs = decoder(tokens, 0, Settings(partitionable=partitionable))
+        theirs = runs.theirs(tokens, 0, Settings(partitionable=partitionable))
         ours = decoding.decode_ours(pair, tokens, 0, Settings(partitionable=not partitionable))
-        layout = checks_random.LAYOUT_NAMES[partitionable]
+        layout = streams.LAYOUT_NAMES[partitionable]
         record = compare_exact(f"tokens, {layout}", ours.guesses, theirs.guesses)
         yield control(record, f"the other stream layout than JAX's {layout}")
-    ours = checks_random.our_counts("cosine", 256, torch.float64)
-    record = compare_exact("counts", ours, checks_random.their_counts(pair.code, "cosine", 256))
+    ours = streams.our_counts("cosine", 256, torch.float64)
+    record = compare_exact("counts", ours, streams.their_counts(pair.code, "cosine", 256))
     yield control(record, "cosine mask counts of 256 tokens in float64")
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from maskgit_pt.libml import jax_random, parallel_decode
+from parity.bounds import FLOAT32
 from parity.checks.near_ties import History, NearTies, Settings
-from parity.compare import Record, compare_exact
+from parity.compare import Record, compare, compare_exact
 from parity.jax_code import jax_options, jit
-from parity.pairs import TransformerPair
+from parity.pairs import TokenizerPair, TransformerPair, nhwc
+from parity.stages import Finding, Picture
 
 
 def decode_ours(
@@ -69,13 +71,54 @@ class TheirDecoder:
         self._running.append(np.asarray(ids).copy())
 
 
+class Runs:
+    """Decoding runs of one transformer on both sides, whose last tokens are kept for `images`.
+
+    Args:
+      pair: the transformer.
+      seeds: one run for each.
+      batch: samples a run.
+    """
+
+    def __init__(self, pair: TransformerPair, seeds: tuple[int, ...], batch: int):
+        self.pair, self.seeds, self.batch = pair, seeds, batch
+        self.theirs = TheirDecoder(pair)
+        self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # ours, theirs: [N - 1]
+
+    def compare(self, title: str, settings: Settings) -> Iterator[Record]:
+        """Every step of the runs with these settings; `title` names them in `images`."""
+        for seed in self.seeds:
+            edit = settings.start_iter > 0
+            tokens = make_tokens(self.pair, self.batch, edit=edit, seed=seed)
+            ours = decode_ours(self.pair, tokens, seed, settings)
+            theirs = self.theirs(tokens, seed, settings)
+            first = [history.guesses[0, -1, 1:] for history in (ours, theirs)]
+            self._decoded[f"{title}, seed {seed}"] = first[0], first[1]
+            yield from compare_histories(f"seed {seed}", self.pair, ours, theirs, seed, settings)
+
+    def images(self, tokenizer: TokenizerPair, section: str) -> Iterator[Finding]:
+        """Each side's last tokens of a run through its own decoder, one image for each run."""
+        grid = (1, self.pair.side, self.pair.side)
+        decode = jit(
+            lambda variables, ids: tokenizer.theirs.apply(
+                variables, ids, method=lambda module, ids: module.decode_from_indices(ids)
+            )
+        )
+        for name, (our_ids, their_ids) in self._decoded.items():
+            with torch.inference_mode():
+                ours = tokenizer.ours.decode_from_indices(torch.from_numpy(our_ids.reshape(grid)))
+            theirs = np.asarray(decode(tokenizer.variables, jnp.asarray(their_ids.reshape(grid))))
+            yield compare(name, nhwc(ours), theirs, atol=FLOAT32.images)
+            yield Picture(f"{section}: {name}", nhwc(ours)[0], theirs[0])
+
+
 def make_tokens(pair: TransformerPair, batch: int, edit: bool, seed: int = 0) -> np.ndarray:
     """Class and masks, int32 [B, N]; for editing only a box in the grid is masked."""
     rng = np.random.default_rng([seed, 3])
     tokens = np.full((batch, pair.length), -1, np.int32)
     tokens[:, 0] = pair.codes + rng.integers(0, pair.classes, batch)
     if edit:
-        side = int(round((pair.length - 1) ** 0.5))
+        side = pair.side
         known = rng.integers(0, pair.codes, (batch, side, side))
         known[:, side // 4 : -(side // 4), side // 8 : side // 2] = -1
         tokens[:, 1:] = known.reshape(batch, -1)

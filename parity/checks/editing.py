@@ -12,8 +12,8 @@ import torch
 from maskgit_pt.inference import ImageNet_class_conditional_generator
 from maskgit_pt.libml import jax_random
 from maskgit_pt.utils import Bbox
+from parity.bounds import FLOAT32
 from parity.compare import Record, compare, compare_exact
-from parity.jax_code import JaxCode
 from parity.pairs import TokenizerPair, TransformerPair, nhwc
 
 # Fractions of the image's side, in 64ths: top, left, height, width; some not on the token grid.
@@ -22,26 +22,22 @@ _LABEL = 3
 
 
 def generator(
-    code: JaxCode,
     transformer: TransformerPair,
     tokenizer: TokenizerPair,
     config: ml_collections.ConfigDict,
     picture: np.ndarray,
-    atol: float,
 ) -> Iterator[Record]:
     """Every method of the generator that computes something.
 
     Args:
-      code: the JAX side.
       transformer, tokenizer: the nets.
       config: as official.
       picture: float32 [1, 3, H, W].
-      atol: bound for images, of values around 1.
     """
     config = config.copy_and_resolve_references()
     config.eval_batch_size = 2
     ours = ImageNet_class_conditional_generator(transformer.ours, tokenizer.ours, config)
-    theirs = code.generator(
+    theirs = transformer.code.generator(
         config,
         transformer.theirs,
         tokenizer.theirs,
@@ -51,11 +47,11 @@ def generator(
     yield compare_exact("input tokens", tokens, theirs.create_input_tokens_normal(_LABEL))
     for fractions in _BOXES:
         box = Bbox(*(value * config.image_size // 64 for value in fractions))
-        yield from _edit(ours, theirs, box, picture, atol)
-    yield _sample(ours, theirs, tokens, atol)
+        yield from _edit(ours, theirs, box, picture)
+    yield _sample(ours, theirs, tokens)
 
 
-def _edit(ours: Any, theirs: Any, box: Bbox, picture: np.ndarray, atol: float) -> Iterator[Record]:
+def _edit(ours: Any, theirs: Any, box: Bbox, picture: np.ndarray) -> Iterator[Record]:
     name = f"box {box.top},{box.left},{box.height},{box.width}"
     image = torch.from_numpy(picture[0])
     mask, tokens = ours.create_latent_mask_and_input_tokens_for_image_editing(image, box, _LABEL)
@@ -67,10 +63,10 @@ def _edit(ours: Any, theirs: Any, box: Bbox, picture: np.ndarray, atol: float) -
     made = np.random.default_rng(4).random((2, *picture.shape[1:])).astype(np.float32)
     blended = ours.composite_outputs(image, mask, torch.from_numpy(made))
     expected = theirs.composite_outputs(nhwc(picture)[0], their_mask, nhwc(made))
-    yield compare(f"{name}: composite", nhwc(blended), np.asarray(expected), atol=atol)
+    yield compare(f"{name}: composite", nhwc(blended), np.asarray(expected), atol=FLOAT32.images)
 
 
-def _sample(ours: Any, theirs: Any, tokens: Any, atol: float) -> Record:
+def _sample(ours: Any, theirs: Any, tokens: Any) -> Record:
     """A whole `generate_samples`, with few steps: decoding has its own stages."""
     partitionable = bool(jax.config.jax_threefry_partitionable)
     key = jax_random.PRNGKey(ours.rng_seed(), partitionable=partitionable)
@@ -80,4 +76,4 @@ def _sample(ours: Any, theirs: Any, tokens: Any, atol: float) -> Record:
         jax.random.PRNGKey(theirs.rng_seed()),
         num_iterations=4,
     )
-    return compare("images", nhwc(images), np.asarray(expected), atol=atol)
+    return compare("images", nhwc(images), np.asarray(expected), atol=FLOAT32.images)

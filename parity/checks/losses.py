@@ -15,6 +15,7 @@ from convert import rules
 from maskgit_pt.libml import losses
 from maskgit_pt.nets import discriminator
 from parity import weights
+from parity.bounds import FLOAT32, FLOAT64, R1_FLOAT64
 from parity.compare import Record, compare, compare_trees
 from parity.jax_code import JaxCode, jit
 from parity.pairs import nhwc
@@ -81,19 +82,20 @@ def _compare_call(
     return compare(title, ours, theirs, rtol=rtol)
 
 
+def discriminator_losses64(code: JaxCode) -> Iterator[Record]:
+    """`discriminator_losses` in float64, without blur: the blur's filter is float32."""
+    with code.float64():
+        yield from discriminator_losses(code, False, np.float64)
+
+
 def discriminator_losses(
-    code: JaxCode,
-    blur_resample: bool,
-    dtype: Any = np.float32,
-    loss_rtol: float = 1e-5,
-    atol: float = 0.0,
-    rtol: float = 0.0,
-    side: int = 8,
+    code: JaxCode, blur_resample: bool, dtype: Any = np.float32, side: int = 8
 ) -> Iterator[Record]:
     """Logits, R1 penalty, and the gradients of non-saturating loss plus penalty.
 
-    In float64 the official code still rounds the penalty to float32, and blurring needs float32.
+    In float64 the official code still rounds the penalty to float32.
     """
+    bounds, loss_rtol = (FLOAT32, 1e-5) if dtype is np.float32 else (R1_FLOAT64, FLOAT64.loss)
     config = ml_collections.ConfigDict(
         {
             "image_size": side,
@@ -137,6 +139,5 @@ def discriminator_losses(
         "gradient of",
         dict(zip(parameters, our_gradients, strict=True)),
         rules.to_torch(weights.flatten(gradients), "discriminator", config.to_dict()),
-        atol,
-        rtol,
+        *bounds.gradients,
     )

@@ -11,9 +11,11 @@ import torch
 from convert import rules
 from maskgit_pt.libml.jax_random import Key
 from parity import pairs, weights
+from parity.bounds import FLOAT32, FLOAT64, Bounds
 from parity.compare import Record, compare, compare_exact, compare_trees
 from parity.jax_code import jit
 from parity.pairs import TokenizerPair, nhwc
+from parity.stages import Finding, Picture
 
 TAU = 0.7
 NOISE_SEED = 5
@@ -72,15 +74,25 @@ def _paths(name: str, coder: torch.nn.Module) -> dict[str, str]:
     }
 
 
-def compare_results(
-    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], rtol: float, image_atol: float
-) -> Iterator[Record]:
-    """What `our_results` and `their_results` give: features, indices, quantized, images."""
+def results(
+    pair: TokenizerPair, images: np.ndarray, bounds: Bounds, title: str = ""
+) -> Iterator[Finding]:
+    """Features, indices, quantized features and decoded images; the first image for the report.
+
+    Args:
+      pair: the tokenizer.
+      images: [B, 3, H, W].
+      bounds: of features and images.
+      title: of the image in the report; without one it is left out.
+    """
+    ours, theirs = our_results(pair, images), their_results(pair, images)
     spread = f"{len(np.unique(theirs['indices']))} different codes"
-    yield compare("features", ours["features"], theirs["features"], rtol=rtol)
+    yield compare("features", ours["features"], theirs["features"], rtol=bounds.blocks)
     yield compare_exact("indices", ours["indices"], theirs["indices"], spread)
-    yield compare("quantized", ours["quantized"], theirs["quantized"], rtol=rtol)
-    yield compare("images", ours["images"], theirs["images"], atol=image_atol)
+    yield compare("quantized", ours["quantized"], theirs["quantized"], rtol=bounds.blocks)
+    yield compare("images", ours["images"], theirs["images"], atol=bounds.images)
+    if title:
+        yield Picture(title, ours["images"][0], theirs["images"][0], nhwc(images)[0])
 
 
 def our_results(pair: TokenizerPair, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -115,13 +127,27 @@ def their_results(pair: TokenizerPair, images: np.ndarray) -> dict[str, np.ndarr
     return {name: np.asarray(value) for name, value in found.items()}
 
 
+def in_float64(pair: TokenizerPair, images: np.ndarray) -> Iterator[Finding]:
+    """Every block, and the results, in float64."""
+    images = images.astype(np.float64)
+    with pair.in_float64() as double:
+        yield from activations(double, images, rtol=FLOAT64.blocks)
+        yield from results(double, images, FLOAT64)
+
+
+def training32(pair: TokenizerPair, images: np.ndarray, quantizer: str) -> Iterator[Record]:
+    """A quantizer, "vq" or "gumbel", in training mode in float32."""
+    yield from training(pair, images, quantizer, FLOAT32)
+
+
+def training64(pair: TokenizerPair, images: np.ndarray, quantizer: str) -> Iterator[Record]:
+    """The same in float64."""
+    with pair.in_float64() as double:
+        yield from training(double, images.astype(np.float64), quantizer, FLOAT64)
+
+
 def training(
-    pair: TokenizerPair,
-    images: np.ndarray,
-    quantizer: str,
-    loss_tol: float,
-    atol: float,
-    rtol: float,
+    pair: TokenizerPair, images: np.ndarray, quantizer: str, bounds: Bounds
 ) -> Iterator[Record]:
     """A quantizer in training mode: losses, straight-through output, gradients of every parameter.
 
@@ -152,18 +178,17 @@ def training(
     for name in LOSSES:
         if name in found and not isinstance(our_found[name], float):
             value = np.asarray(our_found[name].detach(), np.float32)
-            yield compare(name, value, found[name], loss_tol, OFFICIAL_ROUNDING)
-    yield compare("whole loss", our_loss, loss, loss_tol, OFFICIAL_ROUNDING)
+            yield compare(name, value, found[name], bounds.loss, OFFICIAL_ROUNDING)
+    yield compare("whole loss", our_loss, loss, bounds.loss, OFFICIAL_ROUNDING)
     indices = our_found["encoding_indices"]
     yield compare_exact("indices", indices, found["encoding_indices"])
-    yield compare("encodings", our_found["encodings"], found["encodings"], atol=10 * loss_tol)
-    yield compare("quantized", nhwc(our_quantized), quantized, atol=10 * loss_tol)
+    yield compare("encodings", our_found["encodings"], found["encodings"], atol=10 * bounds.loss)
+    yield compare("quantized", nhwc(our_quantized), quantized, atol=10 * bounds.loss)
     yield from compare_trees(
         "gradient of",
         dict(zip(parameters, our_gradients, strict=True)),
         rules.to_torch(weights.flatten(gradients), "tokenizer", ours.to_config()),
-        atol,
-        rtol,
+        *bounds.gradients,
     )
 
 

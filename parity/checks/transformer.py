@@ -11,6 +11,7 @@ import torch
 from convert import rules
 from maskgit_pt.libml import losses
 from parity import pairs, weights
+from parity.bounds import FLOAT64, Bounds
 from parity.compare import Record, compare, compare_exact, compare_trees
 from parity.jax_code import jit
 from parity.pairs import TransformerPair
@@ -79,9 +80,7 @@ def logits(
     yield compare("logits[..., :codes] computed alone", short, their_cut[:1], atol, rtol)
 
 
-def gradients(
-    pair: TransformerPair, ids: np.ndarray, loss_tol: float, atol: float, rtol: float
-) -> Iterator[Record]:
+def gradients(pair: TransformerPair, ids: np.ndarray, bounds: Bounds) -> Iterator[Record]:
     """The training loss (logits cut to the codes, masked positions) and its gradients.
 
     No dropout. Every parameter is compared, under its PyTorch name, through the conversion rules.
@@ -109,11 +108,18 @@ def gradients(
         )
 
     theirs, their_gradients = jit(jax.value_and_grad(their_loss))(pair.variables)
-    yield compare("loss", ours, theirs, atol=loss_tol)
+    yield compare("loss", ours, theirs, atol=bounds.loss)
     yield from compare_trees(
         "gradient of",
         dict(zip(parameters, our_gradients, strict=True)),
         rules.to_torch(weights.flatten(their_gradients), "transformer", pair.ours.to_config()),
-        atol,
-        rtol,
+        *bounds.gradients,
     )
+
+
+def in_float64(pair: TransformerPair) -> Iterator[Record]:
+    """Activations, logits, loss and gradients, all in float64."""
+    with pair.in_float64() as double:
+        yield from activations(double, make_ids(pair, 2), rtol=FLOAT64.layers)
+        yield from logits(double, make_ids(pair, 4), FLOAT64.logits)
+        yield from gradients(double, make_ids(pair, 3), FLOAT64)

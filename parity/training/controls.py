@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit_pt.nets import maskgit_transformer
+from parity.bounds import RUN64, TOKENIZER_RUN32
 from parity.compare import Record, compare, control
-from parity.training import compare_runs
-from parity.training import tokenizer as training_tokenizer
-from parity.training.compare_runs import FLOAT64, TOKENIZER32
+from parity.training import tokenizer
+from parity.training.compare_runs import compare_runs
 from parity.training.run import Run
 from parity.training.transformer import Ours
 from train.tasks import autoencoding, masked_tokens, optimizers
@@ -69,9 +69,7 @@ def transformer_faults(ours: Ours, theirs: Run) -> Iterator[Record]:
             yield control(_largest(shown_by, ours.run(), theirs), fault)
 
 
-def tokenizer_faults(
-    case: training_tokenizer.Case, keys: list[Any], theirs: Run
-) -> Iterator[Record]:
+def tokenizer_faults(case: tokenizer.Case, keys: list[Any], theirs: Run) -> Iterator[Record]:
     """Faults in the steps of tokenizer and discriminator.
 
     Args:
@@ -87,24 +85,24 @@ def tokenizer_faults(
             autoencoding.losses, "r1_gradient_penalty", _constant_penalty
         ),
         "discriminator shown what the updated tokenizer reconstructs": lambda: mock.patch.object(
-            training_tokenizer, "Task", _LateReconstructions
+            tokenizer, "Task", _LateReconstructions
         ),
     }
     for fault, make in faults.items():
         with make():
-            ours = training_tokenizer.run_ours(case, keys)
-        records = compare_runs.compare_runs(ours, theirs, TOKENIZER32)
+            ours = tokenizer.run_ours(case, keys)
+        records = compare_runs(ours, theirs, TOKENIZER_RUN32)
         yield control(max(records, key=lambda record: record.strain), fault)
 
 
 def _largest(what: str, ours: Run, theirs: Run) -> Record:
     """The comparison of that name with the largest difference."""
     if what == "loss":
-        return compare("loss", ours.curves["loss"], theirs.curves["loss"], FLOAT64.loss)
+        return compare("loss", ours.curves["loss"], theirs.curves["loss"], RUN64.loss)
     attribute = {"weights": "parameters", "averages": "averages"}[what]
     mine, expected = getattr(ours, attribute), getattr(theirs, attribute)
     records = [
-        compare(f"{what}, {name}", mine[network][name], value, FLOAT64.weights)
+        compare(f"{what}, {name}", mine[network][name], value, RUN64.weights)
         for network, values in expected.items()
         for name, value in values.items()
     ]
@@ -152,7 +150,7 @@ def _constant_penalty(*arguments: Any) -> tuple[Tensor, Tensor]:
     return logits, penalty.detach()
 
 
-class _LateReconstructions(training_tokenizer.Task):
+class _LateReconstructions(tokenizer.Task):
     """Runs the tokenizer again after its update."""
 
     def update_tokenizer(self, images: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:

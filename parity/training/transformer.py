@@ -27,7 +27,7 @@ _PIXELS = 16  # an image's side over its tokens'; only the shards' manifest asks
 
 def write_shards(pair: TransformerPair, folder: Path) -> None:
     """Token shards that the transformer fits: the class tells most of an image."""
-    side = round((pair.length - 1) ** 0.5)
+    side = pair.side
     rng = np.random.default_rng(0)
     writer = ShardWriter(
         folder,
@@ -56,7 +56,7 @@ def settings(pair: TransformerPair, shards: Path, **changes: Any) -> ml_collecti
         batch_size=4,
         num_train_steps=STEPS,
         num_class=pair.classes,
-        image_size=_PIXELS * round((pair.length - 1) ** 0.5),
+        image_size=_PIXELS * pair.side,
         label_drop_rate=0.3,
         precision="float32",  # no autocast: the weights' own precision
         compile=False,

@@ -1,5 +1,6 @@
 """The checks themselves, live against the Flax reference, at small sizes."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import torch  # noqa: E402
 from convert import rules  # noqa: E402
 from maskgit_pt import VQVAE  # noqa: E402
 from parity import jax_code, plan, subjects, weights  # noqa: E402
-from parity.checks import decoding as checks_decoding  # noqa: E402
-from parity.checks import tokenizer as checks_tokenizer  # noqa: E402
+from parity.bounds import FLOAT32  # noqa: E402
+from parity.checks import decoding, tokenizer  # noqa: E402
 from parity.checks.near_ties import History, NearTies, Settings  # noqa: E402
 from parity.pairs import TokenizerPair, nhwc  # noqa: E402
 from parity.stages import describe, run_stages  # noqa: E402
@@ -33,12 +34,12 @@ def given(code, tmp_path_factory):
     """Google-format files given by a user."""
     files = {kind: GOLDEN / f"tiny_{kind}_checkpoint" for kind in ("transformer", "tokenizer")}
     folder = tmp_path_factory.mktemp("given")
-    return subjects.from_files(code, files, folder, lambda line: None)
+    return subjects.from_files(code, files, folder)
 
 
 @pytest.fixture(scope="module")
 def seeded(code, tmp_path_factory):
-    return subjects.seeded(code, "tiny", tmp_path_factory.mktemp("seeded"), lambda line: None)
+    return subjects.seeded(code, "tiny", tmp_path_factory.mktemp("seeded"))
 
 
 def run(stages):
@@ -56,8 +57,7 @@ def test_functions(code):
 def test_given_files(given):
     assert given.transformer.codes == 32 and given.config.image_size == 16
     picture, _ = subjects.load_picture(None, given.config.image_size)
-    planned = plan.SubjectPlan(given, picture, plan.Options(seeds=(0, 2**31 + 5)))
-    results = run(planned.stages())
+    results = run(plan.subject_stages(given, picture, plan.Options(seeds=(0, 2**31 + 5))))
     controls = [record for result in results for record in result.records if record.control]
     assert {record.name for record in controls} == {
         "GELU in its erf form",
@@ -65,15 +65,14 @@ def test_given_files(given):
         "2 heads instead of 4",
     }
     # The picture, and one image for each decoding run and seed.
-    assert len(planned.pictures) == 1 + 4 * 2
+    assert sum(len(result.pictures) for result in results) == 1 + 4 * 2
 
 
 def test_float64_and_the_faults_it_shows(seeded):
     picture, _ = subjects.load_picture(None, seeded.config.image_size)
-    planned = plan.SubjectPlan(seeded, picture, plan.Options(seeds=(0,)))
     stages = [
         stage
-        for stage in planned.stages()
+        for stage in plan.subject_stages(seeded, picture, plan.Options(seeds=(0,)))
         if stage.title.startswith(("transformer in float64", "faults that", "faults in decoding"))
     ]
     assert len(stages) == 3
@@ -114,10 +113,9 @@ def test_other_tokenizers(code, options):
     ours.load_state_dict(state)
     pair = TokenizerPair(ours.eval(), code, variables)
     images = np.random.default_rng(0).random((2, 3, 12, 12)).astype(np.float32)
-    records = list(checks_tokenizer.activations(pair, images, rtol=2e-5))
-    results = checks_tokenizer.our_results(pair, images)
-    expected = checks_tokenizer.their_results(pair, images)
-    records += checks_tokenizer.compare_results(results, expected, 2e-5, 2e-5)
+    records = list(tokenizer.activations(pair, images, rtol=2e-5))
+    bounds = dataclasses.replace(FLOAT32, blocks=2e-5, images=2e-5)
+    records += tokenizer.results(pair, images, bounds)
     assert all(record.passed for record in records), [r for r in records if not r.passed]
 
 
@@ -139,9 +137,9 @@ def _running_statistics(code, config):
 
 def test_a_difference_in_decoding_is_traced_to_its_scores(given):
     pair, settings = given.transformer, Settings(num_iter=4)
-    tokens = checks_decoding.make_tokens(pair, 2, edit=False)
-    ours = checks_decoding.decode_ours(pair, tokens, 7, settings)
-    theirs = checks_decoding.TheirDecoder(pair)(tokens, 7, settings)
+    tokens = decoding.make_tokens(pair, 2, edit=False)
+    ours = decoding.decode_ours(pair, tokens, 7, settings)
+    theirs = decoding.TheirDecoder(pair)(tokens, 7, settings)
     explain = NearTies(pair, 7, settings).explain
     assert explain(ours, theirs) == ""
 
@@ -159,7 +157,7 @@ def test_a_difference_in_decoding_is_traced_to_its_scores(given):
     found = explain(History(ours.guesses, running), theirs)
     assert found.startswith(f"step 1, sample {sample}, position {position}: masked again on one")
     records = list(
-        checks_decoding.compare_histories(
+        decoding.compare_histories(
             "seed 7", pair, History(ours.guesses, running), theirs, 7, settings
         )
     )

@@ -9,7 +9,7 @@ import pytest
 
 from parity.__main__ import FLAGS, PROGRAM, USAGE, main
 from parity.compare import compare, compare_exact, control
-from parity.stages import Result
+from parity.stages import Picture, Result
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "official"
@@ -73,11 +73,15 @@ def results():
     theirs = np.zeros((2, 2), np.float32)
     ours = theirs + np.float32([[0, 1e-5], [0, 0]])
     fault = control(compare("logits", theirs + 1, theirs, atol=1e-4), "a <fault>")
+    image = np.random.default_rng(0).random((512, 512, 3)).astype(np.float32)
+    pictures = (Picture("a <picture>", image, image + np.float32(3e-6), image),)
+    logits, tokens = (
+        (compare("logits", ours, theirs, atol=1e-4),),
+        (compare_exact("seed 3: tokens of every step", [1], [1]),),
+    )
     return [
-        Result("256", "logits, float32", (compare("logits", ours, theirs, atol=1e-4),), 1.0),
-        Result(
-            "256", "generation", (compare_exact("seed 3: tokens of every step", [1], [1]),), 1.0
-        ),
+        Result("256", "logits, float32", logits, 1.0),
+        Result("256", "generation", tokens, 1.0, pictures=pictures),
         Result("256", "faults", (fault,), 1.0),
     ]
 
@@ -86,9 +90,6 @@ def make_page(folder, results):
     pytest.importorskip("jax", reason="needs the extra 'jax'")
     from parity import plan, report
 
-    rng = np.random.default_rng(0)
-    image = rng.random((512, 512, 3)).astype(np.float32)
-    pictures = [plan.Picture("a picture", image, image + np.float32(3e-6), image)]
     context = report.Context(
         other="the <other>",
         notes=("a note",),
@@ -97,7 +98,7 @@ def make_page(folder, results):
         files=(("transformer", "file", "abc123", 1234567),),
         not_compared=plan.NOT_COMPARED,
     )
-    report.write(folder, results, pictures, context)
+    report.write(folder, results, context)
     return (folder / "index.html").read_text()
 
 
@@ -110,6 +111,7 @@ def test_the_report_stands_alone_and_says_all(tmp_path, results):
     assert page.index("PASS") < page.index("<table")
     for text in (
         "a &lt;fault&gt;",
+        "a &lt;picture&gt;",
         "the &lt;other&gt;",
         "1.00e-05",
         "0, 1",

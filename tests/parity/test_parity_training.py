@@ -5,11 +5,14 @@ import pytest
 
 jax = pytest.importorskip("jax", reason="needs the extra 'jax'")
 
-from parity import jax_code, report_figures, subjects  # noqa: E402
-from parity.stages import describe, run_stages  # noqa: E402
-from parity.training import compare_runs, optax_side, plan  # noqa: E402
-from parity.training import transformer as training_transformer  # noqa: E402
+from parity import jax_code, report, subjects  # noqa: E402
+from parity.bounds import RUN64, TOKENIZER_RUN32  # noqa: E402
+from parity.compare import Record  # noqa: E402
+from parity.stages import Curve, Result, describe, run_stages  # noqa: E402
+from parity.training import optax_side, plan  # noqa: E402
+from parity.training.compare_runs import compare_runs  # noqa: E402
 from parity.training.run import Run  # noqa: E402
+from parity.training.transformer import STEPS  # noqa: E402
 from train.tasks import optimizers  # noqa: E402
 
 
@@ -21,7 +24,7 @@ def code():
 @pytest.fixture(scope="module")
 def transformer(code, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transformer")
-    pair = subjects.seeded(code, "tiny", folder, lambda line: None).transformer
+    pair = subjects.seeded(code, "tiny", folder).transformer
     return plan.TransformerTraining("tiny", pair, folder / "shards")
 
 
@@ -32,7 +35,7 @@ def tokenizer(code, tmp_path_factory):
 
 
 def check(records):
-    records = list(records)
+    records = [one for one in records if isinstance(one, Record)]
     assert records and all(r.passed for r in records), [r for r in records if not r.passed]
     return {record.name: record for record in records}
 
@@ -49,9 +52,10 @@ def test_twenty_steps_of_the_transformer(transformer):
         weights = [r for r in result.records if r.name.startswith("transformer: weights, ")]
         assert len(weights) == len(list(transformer.pair.ours.parameters()))
         assert all(record.max_abs <= 1e-8 for record in weights)
-    assert [len(c.ours) for c in transformer.curves] == [training_transformer.STEPS] * 2
+    curves = [curve for result in results for curve in result.curves]
+    assert [len(curve.ours) for curve in curves] == [STEPS] * 2
     # The run trains: else equal weights would say little.
-    assert transformer.curves[0].ours[-1] < transformer.curves[0].ours[0] / 2
+    assert curves[0].ours[-1] < curves[0].ours[0] / 2
 
 
 def test_masks_and_dropped_labels_differ_between_steps(transformer):
@@ -98,7 +102,7 @@ def test_a_flipped_index_is_named():
     theirs = Run(curves, {}, {}, {}, {}, np.zeros((2, 1, 2, 2), np.int64))
     ours = Run(curves, {}, {}, {}, {}, theirs.indices.copy(), gap=1e-9)
     ours.indices[1, 0, 1, 0] = 3
-    records = list(compare_runs.compare_runs(ours, theirs, compare_runs.FLOAT64))
+    records = list(compare_runs(ours, theirs, RUN64))
     assert [r.name for r in records if not r.passed] == ["indices, step 1"]
     assert "1 of 4 differ" in records[1].message and "1.0e-09" in records[1].message
 
@@ -111,22 +115,30 @@ def test_strays_are_left_out_in_float32_alone_and_counted():
     def records(ours, bounds):
         theirs = Run({}, {}, {"net": {"w": 0 * weights}}, {"net": {"w": weights}}, {})
         mine = Run({}, {}, {}, {"net": {"w": ours}}, {})
-        return list(compare_runs.compare_runs(mine, theirs, bounds))
+        return list(compare_runs(mine, theirs, bounds))
 
-    (record,) = records(moved, compare_runs.TOKENIZER32)
+    (record,) = records(moved, TOKENIZER_RUN32)
     assert record.passed and "left out 3 of 250000, which differ by up to 2.0e-04" in record.message
     moved[[1, 2]] += 2e-4
-    assert not records(moved, compare_runs.TOKENIZER32)[0].passed
-    assert not records(moved, compare_runs.FLOAT64)[0].passed
+    assert not records(moved, TOKENIZER_RUN32)[0].passed
+    assert not records(moved, RUN64)[0].passed
 
 
-def test_curves_as_a_picture():
+def test_curves_as_a_picture(tmp_path):
+    def draw(*curves):
+        context = report.Context("", (), "", (), (), ())
+        report.write(tmp_path, [Result("s", "t", (), 1.0, curves=curves)], context)
+        page = (tmp_path / "index.html").read_text()
+        assert ("<h2>Training</h2>" in page) == bool(curves)
+        return page.partition("<h2>Training</h2>")[2]
+
     theirs = np.linspace(5, 1, 20)
-    page = report_figures.section([report_figures.Curve("a <loss>", theirs + 2e-6, theirs)])
+    page = draw(Curve("a <loss>", theirs + 2e-6, theirs))
     assert "a &lt;loss&gt;: largest difference 2.0e-06" in page and "a <loss>" not in page
     assert page.count("<circle") == 21 and page.count("<rect") == 20  # one more in the legend
-    assert report_figures.section([]) == ""
-    constant = report_figures.section([report_figures.Curve("x", np.zeros(3), np.zeros(3))])
+    assert draw() == ""
+    constant = draw(Curve("x", np.zeros(3), np.zeros(3)))
     assert "nan" not in constant and constant.count("<circle") == 4
     broken = np.array([1.0, np.nan, np.inf])
-    assert "nan" not in report_figures._svg(report_figures.Curve("x", broken, broken[::-1]), broken)
+    page = draw(Curve("x", broken, broken[::-1]))
+    assert "nan" not in page and "inf" not in page and page.count("<circle") == 2
