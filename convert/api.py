@@ -6,19 +6,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from convert import formats, infer, rules
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import Checkpoint, Given
 from convert.files import dtypes
 from convert.files.output import check_output
 from convert.files.tensors import Buffer, as_bytes, one_thread
-from convert.formats.foreign import ForeignFormat
-from convert.model_card import model_card
+from convert.formats.format import Format
+from convert.formats.recognise import open_checkpoint, recognise, reopen, writers
 from maskgit_pt.files import file_sha256, replacing, synchronise
 
 
@@ -61,11 +60,8 @@ def read_flat(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       ValueError, OSError: one line that begins with the path.
     """
-    with formats.open_checkpoint(path) as checkpoint:
-        return {
-            name: dtypes.to_numpy(tensor.read(Buffer()).contiguous())
-            for name, tensor in checkpoint.tensors.items()
-        }
+    tensors = open_checkpoint(path).tensors
+    return {name: dtypes.to_numpy(tensor.clone().contiguous()) for name, tensor in tensors.items()}
 
 
 def load_checkpoint(
@@ -79,8 +75,8 @@ def load_checkpoint(
     Raises:
       ValueError, OSError: one line that begins with the path.
     """
-    with formats.open_checkpoint(path, num_heads, num_codes) as checkpoint:
-        return checkpoint.kind, checkpoint.config, checkpoint.state_dict()
+    checkpoint = open_checkpoint(path, num_heads, num_codes)
+    return checkpoint.kind, checkpoint.config, checkpoint.state_dict()
 
 
 def read_model(path: str | os.PathLike) -> tuple[str, dict, dict[str, Tensor]]:
@@ -129,54 +125,50 @@ def convert(
     if dtype is not None and dtype not in dtypes.FLOATS:
         raise ValueError(f"cannot convert to {dtype!r}; accepted: {', '.join(dtypes.FLOATS)}")
     writer = formats.BY_NAME[to]
-    foreign = isinstance(writer, ForeignFormat)
-    if safetensors and not foreign:
+    if safetensors and "safetensors" not in writer.PACKINGS[1:]:
         raise ValueError(f"{to} has one layout; --safetensors is for other projects' formats")
-    found = formats.recognise(input)
-    with formats.open_recognised(found, num_heads, num_codes) as source:
-        check_output(output, writer.IS_FOLDER, overwrite)
-        total = (1 + verify) * source.size(dtype)
-        observer = _Observer(lambda done: progress(done, total))
-        # Hashing goes on beside the conversion; hashlib and file reading release the lock.
-        with (
-            replacing(output, durable=True) as temporary,
-            ThreadPoolExecutor(2) as threads,
-            one_thread(),
-        ):
-            input_sha256 = threads.submit(file_sha256, source.path)
-            try:
-                layout = {"safetensors": safetensors} if foreign else {}
-                weights = writer.write(source, temporary, dtype, observer, **layout)
-            except ValueError as error:
-                raise ValueError(f"{input}: {error}") from None
-            output_sha256 = threads.submit(file_sha256, weights)
-            on_disk = threads.submit(synchronise, weights)
-            written_dtype = dtype or source.dtype
-            if verify:
-                unstated = [
-                    source.config.get(name) for name in ("num_attention_heads", "num_codes")
-                ]
-                with formats.open_as(writer, temporary, *unstated) as written:
-                    _check_description(writer, source, written, input, output)
-                    _compare(source, written, dtype, input, output, observer.progress)
-            if writer is formats.safetensors:
-                card = model_card(source, input.name, written_dtype, input_sha256.result())
-                (temporary / "README.md").write_text(card, encoding="utf-8")
-            on_disk.result()
-        return Summary(
-            kind=source.kind,
-            config=source.config,
-            resolution=infer.resolution(source.kind, source.config),
-            parameters=source.parameters,
-            dtype=written_dtype,
-            input_format=found.format.NAME,
-            output_format=to,
-            input_sha256=input_sha256.result(),
-            output_sha256=output_sha256.result(),
-            verified=verify,
-            warnings=(*source.notes, *_marks(source, writer), *observer.warnings()),
-            seconds=time.perf_counter() - started,
-        )
+    found = recognise(input)
+    source = found.open(Given(num_heads, num_codes))
+    check_output(output, writer.IS_FOLDER, overwrite)
+    verify = verify and writer.READS
+    total = (1 + verify) * source.size(dtype)
+    observer = _Observer(lambda done: progress(done, total))
+    # Hashing goes on beside the conversion; hashlib and file reading release the lock.
+    with (
+        replacing(output, durable=True) as temporary,
+        ThreadPoolExecutor(2) as threads,
+        one_thread(),
+    ):
+        input_sha256 = threads.submit(file_sha256, source.path)
+        try:
+            packing = "safetensors" if safetensors else None
+            weights = writer.write(source, temporary, dtype, observer, packing)
+        except ValueError as error:
+            raise ValueError(f"{input}: {error}") from None
+        output_sha256 = threads.submit(file_sha256, weights)
+        on_disk = threads.submit(synchronise, weights)
+        written_dtype = dtype or source.dtype
+        if verify:
+            _verify(writer, source, temporary, dtype, (input, output), observer.progress)
+        about = {"source": input.name, "dtype": written_dtype, "sha256": input_sha256.result()}
+        about["writers"] = writers(source.kind, source.config)
+        for name, data in writer.card(source, **about).items():
+            (temporary / name).write_bytes(data)
+        on_disk.result()
+    return Summary(
+        kind=source.kind,
+        config=source.config,
+        resolution=infer.resolution(source.kind, source.config),
+        parameters=source.parameters,
+        dtype=written_dtype,
+        input_format=found.format.NAME,
+        output_format=to,
+        input_sha256=input_sha256.result(),
+        output_sha256=output_sha256.result(),
+        verified=verify,
+        warnings=(*source.notes, *writer.marks(source), *observer.warnings()),
+        seconds=time.perf_counter() - started,
+    )
 
 
 class _Observer:
@@ -199,53 +191,50 @@ class _Observer:
         return (f"{len(self.not_finite)} tensors hold NaN or infinity: {names}",)
 
 
-def _marks(source: Checkpoint, writer: Any) -> list[str]:
-    """What the output will not tell, or will seem to tell, about whose weights these are."""
-    weights = source.config.get("vqvae", {}).get("weights")
-    if writer is formats.mage.FORMAT:
-        if weights != formats.mage.WEIGHTS:
-            return [f"by its names the output will be taken for {formats.mage.WEIGHTS}"]
-    elif weights and writer is not formats.safetensors:
-        return [f"these are weights of {weights}; files of {writer.NAME} cannot say so"]
-    return []
-
-
 _FAILED = "verification failed, nothing was written:"
 
 
-def _check_description(
-    writer: Any, source: Checkpoint, written: Checkpoint, input: Path, output: Path
-) -> None:
-    """Compares names and configuration, the latter as far as the format holds it."""
-    names, back = list(source.tensors), list(written.tensors)
-    config, config_back = source.config, written.config
-    if not writer.KEEPS_ORDER:
-        names, back = sorted(names), sorted(back)
-    if writer is not formats.safetensors:
-        config, config_back = infer.visible(config), infer.visible(config_back)
-    if names != back or config != config_back:
-        raise ValueError(f"{output}: {_FAILED} names, order or configuration differ from {input}")
-
-
-def _compare(
+def _verify(
+    writer: Format,
     source: Checkpoint,
-    written: Checkpoint,
+    written: Path,
     dtype: str | None,
-    input: Path,
-    output: Path,
+    names: tuple[Path, Path],
     progress: Callable[[int], object],
 ) -> None:
-    """Compares bit for bit, through the inverse transforms; ValueError that names the tensor."""
-    buffers = [Buffer() for _ in range(4)]
+    """Reads the output back and compares it with the input, bit for bit.
+
+    Args:
+      writer, source, dtype: what was written.
+      written: the output, under its temporary name.
+      names: of input and output, for errors.
+      progress: called with the bytes of each tensor.
+
+    Raises:
+      ValueError: it differs; names the tensor.
+    """
+    unstated = [source.config.get(name) for name in ("num_attention_heads", "num_codes")]
+    back = reopen(writer, written, Given(*unstated))
+    tensors, tensors_back = list(source.tensors), list(back.tensors)
+    config, config_back = source.config, back.config
+    if not writer.KEEPS_ORDER:
+        tensors, tensors_back = sorted(tensors), sorted(tensors_back)
+    if not writer.KEEPS_CONFIG:
+        config, config_back = infer.visible(config), infer.visible(config_back)
+    input, output = names
+    if tensors != tensors_back or config != config_back:
+        raise ValueError(f"{output}: {_FAILED} names, order or configuration differ from {input}")
+    buffers = Buffer(), Buffer()
     for name, tensor in source.tensors.items():
-        kept = dtype or tensor.dtype
-        expected = buffers[1].copy(tensor.read(buffers[0]), kept)
-        found = written.tensors[name].read(buffers[2])
+        kept = dtype or dtypes.name_of_torch(tensor.dtype)
+        expected, found = buffers[0].copy(tensor, kept), back.tensors[name]
         same = found.shape == expected.shape and dtypes.name_of_torch(found.dtype) == kept
         # As whole numbers: NaN equals itself, and 0 is not -0.
-        if not same or not np.array_equal(_bits(buffers[3].copy(found, kept)), _bits(expected)):
+        if not same or not np.array_equal(_bits(buffers[1].copy(found, kept)), _bits(expected)):
             raise ValueError(f"{output}: {_FAILED} tensor {name} differs from {input}")
         progress(expected.nbytes)
+        source.release()
+        back.release()
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

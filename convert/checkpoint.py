@@ -1,57 +1,61 @@
 """What every format is read into: tensors under their official names, and what model they make."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
-import torch
 from torch import Tensor
 
 from convert import rules
 from convert.files import dtypes
-from convert.files.tensors import Buffer, FileTensor, OpenFile
+from convert.rows import Outgoing
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user says about weights that do not tell it themselves.
+
+    Attributes:
+      num_heads: attention heads.
+      num_codes: codes of the tokenizer that a transformer belongs to.
+    """
+
+    num_heads: int | None = None
+    num_codes: int | None = None
 
 
 @dataclass
 class Checkpoint:
-    """An open file of weights. Use as a context manager, which closes it.
+    """Weights in a file.
 
     Attributes:
       path: the file that holds the weights.
-      file: the same, open.
       kind: a key of `rules.MODEL_CLASSES`.
       config: complete, for `rules.build`.
-      tensors: official name -> tensor, in official order: as in Google's file it once came from if
-        that is known, else as published.
+      tensors: official name -> tensor in official layout; a view of the mapped file where the file
+        allows it. In official order: as in Google's file it once came from if that is known, else
+        as published.
       chunks: elements per chunk of the arrays that the official file cuts up.
       notes: what had to be assumed or was left out; for the user to see.
       origin: what else a foreign file said, for writing it again: "format", "wrapper" (the key that the
-        weights stood under, or None), "values" (its plain numbers and words: steps, versions).
+        weights stood under, or None), "values" (its plain numbers and words: steps, versions),
+        "companion" (the configuration that came with it).
+      release: gives memory back that reading took.
     """
 
     path: Path
-    file: OpenFile
     kind: str
     config: dict
-    tensors: dict[str, FileTensor]
+    tensors: dict[str, Tensor]
     chunks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     origin: dict = field(default_factory=dict)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+    release: Callable[[], None] = lambda: None
 
     @property
     def parameters(self) -> int:
         """How many numbers there are, running statistics not counted."""
-        return sum(
-            torch.Size(tensor.shape).numel()
-            for name, tensor in self.tensors.items()
-            if not name.startswith("batch_stats/")
-        )
+        return sum(t.numel() for n, t in self.tensors.items() if not n.startswith("batch_stats/"))
 
     @property
     def step(self) -> int | None:
@@ -63,30 +67,20 @@ class Checkpoint:
     def size(self, dtype: str | None = None) -> int:
         """Bytes of all tensors, as stored or in another dtype."""
         return sum(
-            torch.Size(tensor.shape).numel() * dtypes.itemsize(dtype or tensor.dtype)
+            tensor.numel() * (dtypes.itemsize(dtype) if dtype else tensor.itemsize)
             for tensor in self.tensors.values()
         )
 
     @property
     def dtype(self) -> str:
         """The dtype of the weights, or all of them: "float32", "bfloat16, float32"."""
-        return ", ".join(sorted({tensor.dtype for tensor in self.tensors.values()}))
+        return ", ".join(sorted({dtypes.name_of_torch(t.dtype) for t in self.tensors.values()}))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Reads all into a PyTorch state dict.
+        """Copies all into a PyTorch state dict.
 
         Raises:
           ValueError: official tensors that become one have different dtypes.
         """
-        shapes, pieces, _ = rules.target(self.kind, self.config)
-        found = {name: tensor.dtype for name, tensor in self.tensors.items()}
-        buffer = Buffer()
-        return rules.fill(shapes, pieces, found, lambda name: self.tensors[name].read(buffer))
-
-
-def check_dtypes(tensors: dict[str, str]) -> None:
-    """Raises ValueError for a parameter (name -> dtype) that is no floating-point number."""
-    for name, dtype in tensors.items():
-        if dtype not in dtypes.FLOATS and not name.endswith("." + rules.TORCH_ONLY):
-            accepted = ", ".join(dtypes.FLOATS)
-            raise ValueError(f"tensor {name} is {dtype}; accepted for weights: {accepted}")
+        rows = rules.model_rows(self.kind, self.config)
+        return Outgoing(self.tensors, rows, release=self.release).state_dict()

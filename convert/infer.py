@@ -6,34 +6,14 @@ quantizer and its losses) gets the official default.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from convert import rules
 from convert.rules import Shape
 from maskgit_pt.configs import vqgan_config
 
-_FROM_PYTORCH_SIGNS = {
-    "besnier_transformer": re.compile(
-        r"((tok_emb|first_layer|last_layer|transformer\.layers)\.|(pos_emb|bias)$)"
-    ),
-    "taming_vqgan": re.compile(
-        r"((encoder|decoder)\.(down|mid|up)\.|quantize\.|quant_conv\.|post_quant_conv\.)"
-    ),
-}
-# Official names that only this kind has.
-_SIGNS = _FROM_PYTORCH_SIGNS | {
-    "transformer": re.compile(r"params/(Embed_0|TransformerLayer_\d+|MlmLayer_0)/"),
-    "tokenizer": re.compile(r"(params|batch_stats)/(encoder|decoder|quantizer)/"),
-    "discriminator": re.compile(r"params/(ResBlock_\d+/Conv_|Conv_[01]/|Dense_[01]/)"),
-}
-_TORCH_SIGNS = _FROM_PYTORCH_SIGNS | {
-    "transformer": re.compile(r"(embed|layers|mlm_layer)\."),
-    "tokenizer": re.compile(
-        r"((encoder|decoder)\.(conv_in|res_blocks|(down|up)sample_convs|norm_out|conv_out)|quantizer)\."
-    ),
-    "discriminator": re.compile(r"(conv_in|res_blocks|conv_out|dense[01])\."),
-}
 # What weights do not show, so that only the stated configuration can tell.
 _NOT_IN_WEIGHTS = {
     "hidden_dropout_prob",
@@ -61,15 +41,20 @@ _MAX_LEVELS = 8
 MAX_MODULES = 1000  # layers or blocks; Google's models have 24
 
 
+def likeness(names: Iterable[str], kinds: Iterable[str], torch_names: bool = False) -> float:
+    """Which part of the names is that of one of these kinds, 0 to 1."""
+    names = list(names)
+    return max((_votes(names, kind, torch_names) for kind in kinds), default=0) / max(len(names), 1)
+
+
 def infer_kind(names: Iterable[str], torch_names: bool = False) -> str:
     """Returns the kind of which most tensors remind.
 
     Raises:
       ValueError: no tensor reminds of any.
     """
-    signs = _TORCH_SIGNS if torch_names else _SIGNS
     names = list(names)
-    votes = {kind: sum(bool(sign.match(name)) for name in names) for kind, sign in signs.items()}
+    votes = {kind: _votes(names, kind, torch_names) for kind in KINDS}
     kind = max(votes, key=votes.get)
     if not votes[kind]:
         raise ValueError(
@@ -77,6 +62,11 @@ def infer_kind(names: Iterable[str], torch_names: bool = False) -> str:
             "of which none has a name of these models"
         )
     return kind
+
+
+def _votes(names: list[str], kind: str, torch_names: bool) -> int:
+    sign = KINDS[kind].torch_names if torch_names else KINDS[kind].names
+    return sum(bool(sign.match(name)) for name in names)
 
 
 def infer_config(
@@ -97,14 +87,8 @@ def infer_config(
     """
     shapes = {name: tuple(getattr(value, "shape", value)) for name, value in flat.items()}
     kind = infer_kind(shapes)
-    infer = {
-        "transformer": _transformer,
-        "tokenizer": _tokenizer,
-        "discriminator": _discriminator,
-        "besnier_transformer": lambda shapes: _besnier(shapes, num_heads, num_codes),
-        "taming_vqgan": _taming,
-    }
-    return kind, rules.target(kind, infer[kind](_Shapes(shapes)))[2]
+    config = KINDS[kind].config(_Shapes(shapes), num_heads, num_codes)
+    return kind, rules.target(kind, config)[2]
 
 
 def merge_config(kind: str, inferred: dict, stated: dict, stated_in: str) -> dict:
@@ -204,7 +188,7 @@ class _Shapes:
         return max(numbers) + 1 if numbers and max(numbers) < MAX_MODULES else len(numbers)
 
 
-def _transformer(shapes: _Shapes) -> dict:
+def _transformer(shapes: _Shapes, *_: object) -> dict:
     vocabulary, width = shapes.get("params/Embed_0/word_embeddings/embedding", 2)
     layer = "params/TransformerLayer_0"
     query = shapes.get(f"{layer}/Attention_0/self_attention/query/kernel", 3)
@@ -218,7 +202,7 @@ def _transformer(shapes: _Shapes) -> dict:
     }
 
 
-def _tokenizer(shapes: _Shapes) -> dict:
+def _tokenizer(shapes: _Shapes, *_: object) -> dict:
     codes, code_width = shapes.get("params/quantizer/codebook", 2)
     filters = shapes.get("params/encoder/Conv_0/kernel", 4)[3]
     levels = shapes.count("params/decoder/Conv_") - 1  # in, one after each upsampling, out
@@ -258,7 +242,7 @@ def _norm_type(shapes: _Shapes) -> str:
     return max(found, key=found.get)
 
 
-def _discriminator(shapes: _Shapes) -> dict:
+def _discriminator(shapes: _Shapes, *_: object) -> dict:
     image_size = 4 << min(shapes.count("params/ResBlock_"), 8)
     width = shapes.get("params/Conv_0/kernel", 4)[3]
     multiplier = max(width * image_size // 16384, 1) if image_size >= 64 else 1
@@ -296,7 +280,7 @@ def _likely_codes(vocabulary: int) -> int:
     return 1 << max(vocabulary - 3, 1).bit_length() - 1
 
 
-def _taming(shapes: _Shapes) -> dict:
+def _taming(shapes: _Shapes, *_: object) -> dict:
     codes, code_width = shapes.get("quantize.embedding.weight", 2)
     channels = shapes.get("encoder.conv_in.weight", 4)[0]
     levels = shapes.count("encoder.down.")
@@ -322,3 +306,58 @@ def _taming(shapes: _Shapes) -> dict:
             if shapes.count(f"encoder.down.{level}.attn.")
         ],
     }
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of model is recognised.
+
+    Attributes:
+      names: official names that only this kind has.
+      torch_names: our names that only this kind has.
+      config: from shapes, attention heads and codes (where shapes do not show them) to the configuration.
+      width: our tensor whose last size is the width that attention heads share; None without attention
+        heads that could be told apart.
+    """
+
+    names: re.Pattern
+    torch_names: re.Pattern
+    config: Callable[[_Shapes, int, int | None], dict]
+    width: str | None = None
+
+
+def _own(names: str, config: Callable[..., dict], width: str | None = None) -> Kind:
+    """A network that comes from PyTorch: its official names are ours."""
+    return Kind(re.compile(names), re.compile(names), config, width)
+
+
+# Those that come from PyTorch first: of two with as many names, the first is taken.
+KINDS = {
+    "besnier_transformer": _own(
+        r"((tok_emb|first_layer|last_layer|transformer\.layers)\.|(pos_emb|bias)$)",
+        _besnier,
+        "tok_emb.weight",
+    ),
+    "taming_vqgan": _own(
+        r"((encoder|decoder)\.(down|mid|up)\.|quantize\.|quant_conv\.|post_quant_conv\.)", _taming
+    ),
+    "transformer": Kind(
+        re.compile(r"params/(Embed_0|TransformerLayer_\d+|MlmLayer_0)/"),
+        re.compile(r"(embed|layers|mlm_layer)\."),
+        _transformer,
+        "embed.word_embeddings.weight",
+    ),
+    "tokenizer": Kind(
+        re.compile(r"(params|batch_stats)/(encoder|decoder|quantizer)/"),
+        re.compile(
+            r"((encoder|decoder)\.(conv_in|res_blocks|(down|up)sample_convs|norm_out|conv_out)"
+            r"|quantizer)\."
+        ),
+        _tokenizer,
+    ),
+    "discriminator": Kind(
+        re.compile(r"params/(ResBlock_\d+/Conv_|Conv_[01]/|Dense_[01]/)"),
+        re.compile(r"(conv_in|res_blocks|conv_out|dense[01])\."),
+        _discriminator,
+    ),
+}

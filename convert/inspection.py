@@ -1,16 +1,98 @@
-"""What `maskgit-convert --list` and `--inspect` print."""
+"""What `maskgit-convert --list` and `--inspect` print; among it, whose published weights a file may hold.
+
+No checksums of the published files are public. Their shapes are; and of Google's 256-pixel
+transformer the least and largest value of every tensor, which a notebook of hmorimitsu/maskgit-torch
+prints (`convert_transformer_weights.ipynb`, commit 40c45116).
+"""
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from convert import formats, infer, published, rules
-from convert.checkpoint import Checkpoint
+from convert import formats, infer, rules
+from convert.checkpoint import Checkpoint, Given
+from convert.files import dtypes
 from convert.files.tensors import Buffer, as_bytes, one_thread
-from convert.formats.foreign import ForeignFormat
+from convert.formats.recognise import Recognised, recognise, writers
+from maskgit_pt.configs import vqgan_config
 from maskgit_pt.files import file_sha256
+
+Ranges = Mapping[str, tuple[float, float]]
+
+_PRINTED = 5e-5  # the notebook rounds to 4 decimals
+_HALF = 2**-8  # bfloat16 rounds by up to this part
+
+_GOOGLE_TRANSFORMER = {
+    "vocab_size": 2025,
+    "hidden_size": 768,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 3072,
+}
+# Some of the 393 tensors, from the first to the last layer.
+_GOOGLE_TRANSFORMER_256 = {
+    "Embed_0/embeddings_ln/bias": (-0.7091, 0.6671),
+    "Embed_0/embeddings_ln/scale": (0.4073, 1.9009),
+    "Embed_0/position_embeddings/embedding": (-0.2600, 0.4943),
+    "Embed_0/word_embeddings/embedding": (-1.3872, 0.9978),
+    "TransformerLayer_0/Attention_0/attention_output_ln/bias": (-2.9947, 2.4949),
+    "TransformerLayer_0/Attention_0/self_attention/out/kernel": (-0.4847, 0.3539),
+    "TransformerLayer_5/Mlp_0/intermediate_output/kernel": (-0.2232, 0.1464),
+    "TransformerLayer_10/Mlp_0/layer_output/kernel": (-0.3760, 0.3738),
+    "TransformerLayer_15/Mlp_0/layer_output_ln/scale": (0.6154, 1.5874),
+    "TransformerLayer_23/Mlp_0/intermediate_output/bias": (-0.9301, 0.4103),
+    "MlmLayer_0/mlm_dense/kernel": (-0.2173, 0.2725),
+    "MlmLayer_0/mlm_ln/scale": (0.0220, 2.5473),
+    "MlmLayer_0/mlm_bias/bias": (-0.7683, 0.8542),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Files that were published with the same shapes.
+
+    Attributes:
+      kind, config: of the model; what the config leaves out is the default.
+      files: their names.
+      ranges: official name -> least and largest value, where that is public.
+    """
+
+    kind: str
+    config: dict
+    files: str
+    ranges: Ranges = field(default_factory=dict)
+
+
+PUBLISHED = (
+    Published(
+        "transformer",
+        _GOOGLE_TRANSFORMER | {"max_position_embeddings": 257},
+        "Google maskgit_imagenet256_checkpoint, hmorimitsu maskgit_imagenet256.ckpt",
+        {f"params/{name}": values for name, values in _GOOGLE_TRANSFORMER_256.items()},
+    ),
+    Published(
+        "transformer",
+        _GOOGLE_TRANSFORMER | {"max_position_embeddings": 1025},
+        "Google maskgit_imagenet512_checkpoint, hmorimitsu maskgit_imagenet512.ckpt",
+    ),
+    Published(
+        "tokenizer",
+        {"vqvae": vqgan_config.get_config().vqvae.to_dict()},
+        "Google tokenizer_imagenet{256,512}_checkpoint (alike in shape), hmorimitsu "
+        "tokenizer_imagenet{256,512}.ckpt, open-muse, TiTok, MaskBit (256), MAGE (other weights)",
+    ),
+    Published("besnier_transformer", {}, "Besnier & Chen MaskGIT_ImageNet_256.pth"),
+    Published(
+        "besnier_transformer", {"num_tokens": 1024}, "Besnier & Chen MaskGIT_ImageNet_512.pth"
+    ),
+    Published(
+        "taming_vqgan", {}, "Besnier & Chen's copy of taming's vqgan_imagenet_f16_1024 last.ckpt"
+    ),
+)
 
 
 def list_formats() -> str:
@@ -39,44 +121,41 @@ def inspect(
     Raises:
       ValueError, OSError: one line that begins with the path.
     """
-    found = formats.recognise(path)
-    with formats.open_recognised(found, num_heads, num_codes) as checkpoint:
-        config = checkpoint.config
-        fingerprint, ranges, finite = _look_through(checkpoint)
-        least, most = min(low for low, _ in ranges.values()), max(top for _, top in ranges.values())
-        rows = {
-            "format": _format(found),
-            "kind": _kind(checkpoint),
-            "pixels": infer.resolution(checkpoint.kind, config),
-            "parameters": f"{checkpoint.parameters:,}",
-            "dtype": checkpoint.dtype,
-            "values": f"{least:.4g} to {most:.4g}" + ("" if finite else ", NOT ALL FINITE"),
-        }
-        if "num_attention_heads" in config:
-            rows["heads"] = str(config["num_attention_heads"])
-        if checkpoint.step is not None:
-            rows["step"] = f"{checkpoint.step:,}"
-        values = checkpoint.origin.get("values", {})
-        if values:
-            rows["says"] = ", ".join(f"{key} {value}" for key, value in values.items())
-        rows["file sha256"] = file_sha256(checkpoint.path)
-        rows["fingerprint"] = f"{fingerprint} (of the weights, the same in every format)"
-        rows["published"] = published.describe(checkpoint.kind, config, ranges, checkpoint.dtype)
-        rows["can become"] = ", ".join(formats.writers(checkpoint.kind, config))
-        for note in checkpoint.notes:
-            rows.setdefault("notes", "")
-            rows["notes"] += ("; " if rows["notes"] else "") + note
-        if found.container is not None and found.container.things:
-            things = [f"{name} ({count})" for name, count in found.container.things.items()]
-            rows["objects"] = f"left unread: {rules.abbreviate(things, 8)}"
-        return rows
+    found = recognise(path)
+    checkpoint = found.open(Given(num_heads, num_codes))
+    config = checkpoint.config
+    fingerprint, ranges, finite = _look_through(checkpoint)
+    least, most = min(low for low, _ in ranges.values()), max(top for _, top in ranges.values())
+    rows = {
+        "format": _format(found),
+        "kind": _kind(checkpoint),
+        "pixels": infer.resolution(checkpoint.kind, config),
+        "parameters": f"{checkpoint.parameters:,}",
+        "dtype": checkpoint.dtype,
+        "values": f"{least:.4g} to {most:.4g}" + ("" if finite else ", NOT ALL FINITE"),
+    }
+    if "num_attention_heads" in config:
+        rows["heads"] = str(config["num_attention_heads"])
+    if checkpoint.step is not None:
+        rows["step"] = f"{checkpoint.step:,}"
+    values = checkpoint.origin.get("values", {})
+    if values:
+        rows["says"] = ", ".join(f"{key} {value}" for key, value in values.items())
+    rows["file sha256"] = file_sha256(checkpoint.path)
+    rows["fingerprint"] = f"{fingerprint} (of the weights, the same in every format)"
+    rows["published"] = published(checkpoint.kind, config, ranges, checkpoint.dtype)
+    rows["can become"] = ", ".join(writers(checkpoint.kind, config))
+    if checkpoint.notes:
+        rows["notes"] = "; ".join(checkpoint.notes)
+    if found.container.things:
+        things = [f"{name} ({count})" for name, count in found.container.things.items()]
+        rows["objects"] = f"left unread: {rules.abbreviate(things, 8)}"
+    return rows
 
 
-def _format(found: formats.Recognised) -> str:
-    name = f"{found.format.NAME}: {found.format.DESCRIPTION}"
-    if not isinstance(found.format, ForeignFormat):
-        return name
+def _format(found: Recognised) -> str:
     under = f", under {found.state.wrapper!r}" if found.state.wrapper else ""
+    name = f"{found.format.NAME}: {found.format.DESCRIPTION}"
     return f"{name}; {found.container.layout} layout{under}"
 
 
@@ -85,19 +164,63 @@ def _kind(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.kind} ({weights})" if weights else checkpoint.kind
 
 
-def _look_through(checkpoint: Checkpoint) -> tuple[str, published.Ranges, bool]:
+def _look_through(checkpoint: Checkpoint) -> tuple[str, Ranges, bool]:
     """Fingerprint, least and largest value of every tensor, and whether all are finite."""
     digest = hashlib.sha256()
     ranges, finite = {}, True
-    stored, rows = Buffer(), Buffer()
+    buffer = Buffer()
     with one_thread():
         for name in sorted(checkpoint.tensors):
             tensor = checkpoint.tensors[name]
-            values = rows.copy(tensor.read(stored), tensor.dtype)
-            digest.update(json.dumps([name, list(tensor.shape), tensor.dtype]).encode())
+            dtype = dtypes.name_of_torch(tensor.dtype)
+            values = buffer.copy(tensor, dtype)
+            digest.update(json.dumps([name, list(tensor.shape), dtype]).encode())
             digest.update(as_bytes(values))
             if values.numel():
                 low, high = torch.aminmax(values)
                 finite &= bool(torch.isfinite(low) and torch.isfinite(high))
                 ranges[name] = float(low), float(high)
+            checkpoint.release()
     return digest.hexdigest(), ranges, finite
+
+
+def published(kind: str, config: dict, ranges: Ranges, dtype: str) -> str:
+    """Which published files have these shapes, and whether the values may be theirs.
+
+    Args:
+      kind, config: of the model.
+      ranges: official name -> its least and largest value.
+      dtype: of the weights.
+    """
+    rounding = 0.0 if dtype in ("float32", "float64") else _HALF
+    for known in PUBLISHED:
+        if known.kind != kind or infer.visible(_complete(known)) != infer.visible(config):
+            continue
+        text = f"has the shapes of: {known.files}"
+        if not known.ranges:
+            return text
+        total = len(known.ranges)
+        differing = [
+            name
+            for name, printed in known.ranges.items()
+            if not _same(ranges[name], printed, rounding)
+        ]
+        if differing:
+            return (
+                f"{text}; but not their values: {len(differing)} of {total} tensors have another range "
+                f"({rules.abbreviate(differing, 2)})"
+            )
+        return f"{text}; and their range of values in each of {total} tensors"
+    return "no published file is known to have these shapes"
+
+
+def _complete(known: Published) -> dict:
+    return rules.target(known.kind, known.config)[2]
+
+
+def _same(found: tuple[float, float], printed: tuple[float, float], rounding: float) -> bool:
+    """Equal but for rounding: of what was printed, and of weights converted to 16 bits."""
+    return all(
+        abs(a - b) <= 1.01 * (_PRINTED + rounding * abs(b))
+        for a, b in zip(found, printed, strict=True)
+    )

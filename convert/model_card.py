@@ -1,6 +1,6 @@
 """The README.md that goes with converted weights."""
 
-from convert import formats, infer, rules
+from convert import infer, rules
 from convert.checkpoint import Checkpoint
 
 _MASKGIT = ("MaskGIT", "https://arxiv.org/abs/2202.04200")
@@ -38,7 +38,9 @@ The weights keep the licence of their source.
 """
 
 
-def model_card(checkpoint: Checkpoint, source: str, dtype: str, sha256: str) -> str:
+def model_card(
+    checkpoint: Checkpoint, source: str, dtype: str, sha256: str, writers: list[str]
+) -> str:
     """Returns the text.
 
     Args:
@@ -46,11 +48,11 @@ def model_card(checkpoint: Checkpoint, source: str, dtype: str, sha256: str) -> 
       source: name of the file they were converted from.
       dtype: of the converted weights.
       sha256: of the source.
+      writers: names of the formats that can hold the model.
     """
     cls = rules.MODEL_CLASSES[checkpoint.kind]
     model, paper = _BESNIER if checkpoint.kind in rules.FROM_PYTORCH else _MASKGIT
     weights = checkpoint.config.get("vqvae", {}).get("weights")
-    writers = formats.writers(checkpoint.kind, checkpoint.config)
     return _CARD.format(
         kind=checkpoint.kind,
         model=model,

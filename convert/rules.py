@@ -8,7 +8,7 @@ must have been used and every shape must agree (`close_books`).
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import ml_collections
@@ -17,16 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from convert.files import dtypes
-from convert.tables import IDENTITY, TABLES, Transform
+from convert.files.tensors import Shape
+from convert.rows import Outgoing, Row, Rows
+from convert.tables import TABLES, Transform
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.discriminator import Discriminator
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from maskgit_pt.pretrained import without_values
-
-Shape = tuple[int, ...]
-
 
 MODEL_CLASSES = {
     "transformer": Transformer,
@@ -45,12 +44,12 @@ TORCH_ONLY = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Piece:
-    """One official tensor and where it goes: rows of a PyTorch tensor, all of them unless stacked.
+    """One official tensor and where it goes: rows of a tensor, all of them unless stacked.
 
     Attributes:
       official: e.g. "params/Embed_0/word_embeddings/embedding".
       torch: e.g. "embed.word_embeddings.weight".
-      torch_shape: of the whole PyTorch tensor.
+      torch_shape: of the whole tensor.
       transform: between the official tensor and the rows.
       index, count: the rows are the `index`-th of `count` equal parts.
       heads: attention heads.
@@ -96,26 +95,24 @@ class Piece:
         return self.transform.to_official(self.rows_of(tensor), self.heads)
 
 
-def pieces_of(
-    kind: str, shapes: Mapping[str, Shape], heads: int = 1, norm_type: str = "GN"
-) -> list[Piece]:
-    """Applies the table of `kind` to PyTorch tensors.
+def table_rows(kind: str, shapes: Mapping[str, Shape], norm_type: str = "GN") -> Rows:
+    """Looks PyTorch tensors up in the table of `kind`.
 
     Args:
       kind: a key of `MODEL_CLASSES`.
       shapes: PyTorch name -> shape; of a model, or of what a file holds.
-      heads: attention heads.
       norm_type: "GN", "LN" or "BN", for the tokenizer.
 
     Raises:
-      ValueError: a tensor without a rule, or whose shape its rule cannot handle.
+      ValueError: a tensor without a rule.
     """
     if kind in FROM_PYTORCH:
-        return [Piece(name, name, tuple(s), IDENTITY, 0, 1, 1) for name, s in shapes.items()]
-    pieces = []
+        return {name: Row((name,)) for name in shapes}
+    rows = {}
     last = {half: _last_conv(half, shapes) for half in ("encoder", "decoder")}
     for name, shape in shapes.items():
         if name.endswith("." + TORCH_ONLY):
+            rows[name] = Row(())
             continue
         module, _, leaf = name.rpartition(".")
         row = _find_row(kind, module)
@@ -124,15 +121,31 @@ def pieces_of(
                 f"tensor {name} {list(shape)} is not known in a {kind}: there is no rule for it"
             )
         fields = {"norm": NORM_NAMES[norm_type], "last": last.get(module.split(".")[0])}
-        officials = _expand(row[0], fields)
         collection, official_leaf, transform = row[1][leaf]
-        for index, official in enumerate(officials):
-            piece = Piece(
-                f"{collection}/{official}/{official_leaf}",
-                name, tuple(shape), transform, index, len(officials), heads,
-            )  # fmt: skip
-            piece.check()
-            pieces.append(piece)
+        officials = (f"{collection}/{o}/{official_leaf}" for o in _expand(row[0], fields))
+        rows[name] = Row(tuple(officials), transform)
+    return rows
+
+
+def pieces_of(rows: Rows, shapes: Mapping[str, Shape], heads: int = 1) -> list[Piece]:
+    """Takes tensors apart into official ones; names without a row are left to `close_books`.
+
+    Args:
+      rows: what the tensors are.
+      shapes: name -> shape.
+      heads: attention heads.
+
+    Raises:
+      ValueError: a shape that its transform cannot handle.
+    """
+    pieces = []
+    for name, shape in shapes.items():
+        row = rows.get(name, Row(()))
+        for index, official in enumerate(row.officials):
+            pieces.append(
+                Piece(official, name, tuple(shape), row.transform, index, len(row.officials), heads)
+            )
+            pieces[-1].check()
     return pieces
 
 
@@ -180,16 +193,15 @@ def _expand(official: str, fields: dict) -> list[str]:
 
 
 @functools.lru_cache(maxsize=32)
-def _target(kind: str, config_json: str) -> tuple[dict[str, Shape], list[Piece], dict]:
+def _target(kind: str, config_json: str) -> tuple[dict[str, Shape], list[Piece], dict, Rows]:
     config = json.loads(config_json)
     with without_values():
         model = build(kind, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # The class fills in what `config` leaves out.
     config = model.to_config() if hasattr(model, "to_config") else config
-    heads = config.get("num_attention_heads", 1)
-    norm_type = config.get("vqvae", {}).get("norm_type", "GN")
-    return shapes, pieces_of(kind, shapes, heads, norm_type), config
+    rows = table_rows(kind, shapes, config.get("vqvae", {}).get("norm_type", "GN"))
+    return shapes, pieces_of(rows, shapes, config.get("num_attention_heads", 1)), config, rows
 
 
 def model_type(kind: str) -> str:
@@ -210,13 +222,22 @@ def target(kind: str, config: dict) -> tuple[dict[str, Shape], list[Piece], dict
     Raises:
       ValueError: the configuration is not one of this kind.
     """
+    shapes, pieces, complete, _ = _checked_target(kind, config)
+    return dict(shapes), list(pieces), json.loads(json.dumps(complete))
+
+
+def model_rows(kind: str, config: dict) -> Rows:
+    """Returns what the tensors of a PyTorch model are, in the module's order; errors as `target`."""
+    return dict(_checked_target(kind, config)[3])
+
+
+def _checked_target(kind: str, config: dict) -> tuple[dict[str, Shape], list[Piece], dict, Rows]:
     try:
-        shapes, pieces, complete = _target(kind, json.dumps(config, sort_keys=True))
+        return _target(kind, json.dumps(config, sort_keys=True))
     except (
         TypeError, KeyError, AttributeError, RuntimeError, OverflowError, RecursionError
     ) as error:  # fmt: skip
         raise ValueError(f"no {kind} configuration: {type(error).__name__} {error}") from None
-    return dict(shapes), list(pieces), json.loads(json.dumps(complete))
 
 
 def close_books(expected: Mapping[str, Shape], found: Mapping[str, Shape], of: str) -> None:
@@ -244,23 +265,6 @@ def abbreviate(items: list[str], limit: int = 4) -> str:
     return ", ".join(items[:limit]) + more
 
 
-def stacked_dtypes(pieces: Iterable[Piece], found: Mapping[str, str]) -> dict[str, str]:
-    """Official name -> dtype to PyTorch name -> dtype.
-
-    Raises:
-      ValueError: official tensors that become one have different dtypes.
-    """
-    result: dict[str, str] = {}
-    for piece in pieces:
-        dtype = found[piece.official]
-        if result.setdefault(piece.torch, dtype) != dtype:
-            raise ValueError(
-                f"tensor {piece.official} is {dtype}, but what goes into {piece.torch} with it is "
-                f"{result[piece.torch]}; --dtype makes them equal"
-            )
-    return result
-
-
 def to_torch(flat: Mapping[str, np.ndarray], kind: str, config: dict) -> dict[str, Tensor]:
     """Converts official arrays to a PyTorch state dict.
 
@@ -275,41 +279,14 @@ def to_torch(flat: Mapping[str, np.ndarray], kind: str, config: dict) -> dict[st
     Raises:
       ValueError: missing, extra or misshapen arrays.
     """
-    shapes, pieces, _ = target(kind, config)
+    pieces = target(kind, config)[1]
     close_books(
         {piece.official: piece.official_shape for piece in pieces},
         {name: np.shape(array) for name, array in flat.items()},
         f"this {kind}",
     )
-    found = {name: dtypes.name_of(np.asarray(array).dtype) for name, array in flat.items()}
-    return fill(shapes, pieces, found, lambda name: dtypes.to_tensor(np.asarray(flat[name])))
-
-
-def fill(
-    shapes: Mapping[str, Shape],
-    pieces: list[Piece],
-    found: Mapping[str, str],
-    read: Callable[[str], Tensor],
-) -> dict[str, Tensor]:
-    """Makes a PyTorch state dict.
-
-    Args:
-      shapes, pieces: of `target`.
-      found: official name -> dtype.
-      read: official name -> tensor in official layout, needed until the next call.
-
-    Raises:
-      ValueError: see `stacked_dtypes`.
-    """
-    dtype_of = stacked_dtypes(pieces, found)
-    # What no official tensor stands for, a BatchNorm's count of batches, is int64 and stays 0.
-    state = {
-        name: torch.zeros(shape, dtype=dtypes.torch_dtype(dtype_of.get(name, "int64")))
-        for name, shape in shapes.items()
-    }
-    for piece in pieces:
-        piece.rows_of(state[piece.torch]).copy_(piece.transform.to_torch(read(piece.official)))
-    return state
+    tensors = {name: dtypes.to_tensor(np.asarray(array)) for name, array in flat.items()}
+    return Outgoing(tensors, model_rows(kind, config)).state_dict()
 
 
 def to_official(state_dict: Mapping[str, Tensor], kind: str, config: dict) -> dict[str, np.ndarray]:

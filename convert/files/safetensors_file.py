@@ -9,17 +9,21 @@ import json
 import math
 import os
 import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from convert.files import dtypes
 from convert.files.flax_scanner import printable
+from convert.files.tensors import Shape, as_bytes
 
 MAX_HEADER_BYTES = 2**24  # ours have 100 kB; parsing takes ten times the memory
 MAX_TENSORS = 100_000
 
 
-def read_header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...], int]], dict[str, str]]:
+def read_header(path: Path) -> tuple[dict[str, tuple[str, Shape, int]], dict[str, str]]:
     """Reads and checks the header: the data must be filled without gaps, as the library demands.
 
     Returns:
@@ -92,7 +96,7 @@ def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     return dtype, tuple(shape), *offsets
 
 
-def header(tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+def header(tensors: dict[str, tuple[str, Shape]], metadata: dict[str, str]) -> bytes:
     """Returns what stands before the data: name -> (dtype, shape), the data in the same order."""
     entries: dict[str, Any] = {"__metadata__": metadata}
     at = 0
@@ -107,3 +111,17 @@ def header(tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, 
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     return struct.pack("<Q", len(text)) + text
+
+
+def write(
+    path: Path,
+    layout: dict[str, tuple[str, Shape]],
+    parts: Callable[[str], Iterable[Tensor]],
+    metadata: dict[str, str],
+) -> None:
+    """Writes a new file: name -> (dtype, shape), and for each name its numbers, part by part."""
+    with open(path, "xb") as file:
+        file.write(header(layout, metadata))
+        for name in layout:
+            for part in parts(name):
+                file.write(as_bytes(part))

@@ -1,14 +1,14 @@
 """Tensors that stay in their file until they are needed, and memory that is used again and again.
 
 A conversion holds one tensor at a time. Fresh memory for each would cost more time (page faults)
-than the copying itself, hence `Buffer`; a memory map would count every page it has touched as ours,
-hence plain reads.
+than the copying itself, hence `Buffer`. A mapped page counts as ours once it was touched, hence
+`MappedFile.release`.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import mmap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from convert.files import dtypes
 
+Shape = tuple[int, ...]
 _SLICE = 64  # measured; whole cache lines, of 16 float32
 
 
@@ -71,53 +72,47 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
-class OpenFile:
-    """A file to read tensors from at any offset."""
+class MappedFile:
+    """A file whose tensors are mapped into memory: nothing is read before it is used.
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = open(path, "rb", buffering=0)
-
-    def read_into(self, target: memoryview, offset: int) -> None:
-        """Fills `target`; OSError if the file ends before."""
-        try:
-            self._file.seek(offset)
-            while target and (count := self._file.readinto(target)):
-                target = target[count:]
-        except OSError as error:
-            raise OSError(f"{self.path}: cannot be read: {error.strerror}") from None
-        if target:
-            raise OSError(f"{self.path}: became shorter while it was read")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-@dataclass(frozen=True)
-class FileTensor:
-    """A tensor in a file, under its official name and in its official layout.
-
-    Attributes:
-      file: where.
-      dtype: a name of `dtypes.NAMES`.
-      shape: official.
-      stored_shape: in the file.
-      parts: (offset, bytes) of what makes up the stored tensor.
-      view: from the stored layout to the official one.
+    The mapping is closed when its last tensor is gone.
     """
 
-    file: OpenFile
-    dtype: str
-    shape: tuple[int, ...]
-    stored_shape: tuple[int, ...]
-    parts: tuple[tuple[int, int], ...]
-    view: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    def __init__(self, path: Path):
+        self.size = path.stat().st_size
+        with open(path, "rb") as file:
+            # Private and writable, because PyTorch knows no read-only tensors.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if self.size else b""
 
-    def read(self, buffer: Buffer) -> Tensor:
-        """Reads it into `buffer`; official shape, maybe strided."""
-        stored = buffer.tensor(self.stored_shape, self.dtype)
-        target = as_bytes(stored)
-        for offset, count in self.parts:
-            self.file.read_into(target[:count], offset)
-            target = target[count:]
-        return self.view(stored)
+    def tensor(self, dtype: str, shape: Shape, offset: int, stride: Shape | None = None) -> Tensor:
+        """The tensor whose first number lies at `offset`; the caller has checked the bounds."""
+        stride = row_major(shape) if stride is None else stride
+        span = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        if 0 in shape:
+            return torch.empty(shape, dtype=dtypes.torch_dtype(dtype))
+        flat = torch.frombuffer(
+            self._map, dtype=dtypes.torch_dtype(dtype), count=span, offset=offset
+        )
+        return flat.as_strided(shape, stride)
+
+    def joined(self, dtype: str, shape: Shape, parts: Sequence[tuple[int, int]]) -> Tensor:
+        """The tensor whose numbers lie in (offset, bytes) parts; a copy if there are several."""
+        if len(parts) == 1:
+            return self.tensor(dtype, shape, parts[0][0])
+        itemsize = dtypes.itemsize(dtype)
+        pieces = [self.tensor(dtype, (size // itemsize,), offset) for offset, size in parts]
+        return torch.cat(pieces).view(shape)
+
+    def release(self) -> None:
+        """Gives the memory back that was used for reading; what is read again is mapped again."""
+        if self._map and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def row_major(shape: Shape) -> Shape:
+    """The strides of a contiguous tensor."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))

@@ -8,10 +8,12 @@ the middle follow; the decoder starts with the middle and then goes from the coa
 
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from convert.formats.foreign import ForeignFormat, Row, Rows, conv, norm, numbers
-from convert.rules import Shape
+from convert.files.tensors import Shape
+from convert.formats.format import Format, conv, norm, numbers
+from convert.rows import Row, Rows
 from convert.tables import IDENTITY
 
 PUBLISHED_SIZES = 5, 2  # levels, blocks
@@ -86,12 +88,12 @@ class TokenizerNames:
         return rows | {self.codebook: Row(("params/quantizer/codebook",), IDENTITY)}
 
 
-class TokenizerFormat(ForeignFormat):
+class TokenizerFormat(Format):
     """A format that holds the official tokenizer alone."""
 
     NAMES: TokenizerNames
 
-    def rows_of_file(self, shapes: dict[str, Shape]) -> Rows:
+    def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
         return self.NAMES.rows(*self.NAMES.sizes(shapes))
 
     def published_rows(self) -> Rows:

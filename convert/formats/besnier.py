@@ -12,28 +12,32 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from convert import infer, rules
-from convert.formats.foreign import ForeignFormat, Row, Rows, numbers
-from convert.rules import Shape
+from convert.checkpoint import Given
+from convert.files.tensors import Shape
+from convert.formats.format import Format, numbers
+from convert.rows import Row, Rows
 
 _LAYER = re.compile(r"transformer\.layers\.(\d{1,4})\.")
 
 
-class Besnier(ForeignFormat):
+class Besnier(Format):
     NAME = "besnier"
     DESCRIPTION = "valeoai/Maskgit-pytorch v1, MaskGIT_ImageNet_{256,512}.pth"
     HOLDS = "the transformer of Besnier & Chen 2023; not the number of attention heads"
     KINDS = ("besnier_transformer",)
     WRAPPERS = ("model_state_dict", None)
 
-    def rows_of_file(self, shapes: Mapping[str, Shape]) -> Rows:
+    def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
         (layers,) = numbers(_LAYER, shapes)
         return _rows(layers)
 
     def rows_of_model(self, kind: str, config: dict) -> Rows:
         return _rows(config["num_hidden_layers"])
 
-    def heads(self, shapes: Mapping[str, Shape], num_heads: int | None) -> tuple[int, list[str]]:
-        return infer.heads_or_default(shapes.get("tok_emb.weight", (0,))[-1], num_heads)
+    def heads(
+        self, shapes: Mapping[str, Shape], stated: dict, given: Given
+    ) -> tuple[int, list[str]]:
+        return infer.heads_or_default(shapes.get("tok_emb.weight", (0,))[-1], given.num_heads)
 
     def wrap(self, state: dict[str, Tensor], wrapper: str | None, values: dict) -> dict:
         state = OrderedDict(state)

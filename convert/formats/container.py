@@ -1,15 +1,21 @@
-"""A foreign file opened, before anybody knows whose names its tensors have."""
+"""A file opened, before anybody knows whose names its tensors have: how it is packed."""
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from convert.files import safetensors_file, torch_file
-from convert.files.flax_scanner import printable
+from torch import Tensor
+
+from convert import flax_msgpack
+from convert.files import dtypes, flax_scanner, safetensors_file, torch_file
+from convert.files.flax_scanner import StoredArray, printable
 from convert.files.pickles import Name, Thing
-from convert.files.torch_file import Storage, StoredTensor
+from convert.files.strangers import HEAD_BYTES, describe_stranger
+from convert.files.tensors import MappedFile
+from convert.files.torch_file import StoredTensor
 from convert.rules import abbreviate
 
 _MAX_CANDIDATES = 16
@@ -25,12 +31,12 @@ class StateDict:
 
     Attributes:
       wrapper: the key it stands under; None for the file itself.
-      tensors: name -> tensor.
+      tensors: name -> tensor, mapped where the file allows it.
       left_out: what else stands between the tensors.
     """
 
     wrapper: str | None
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, Tensor]
     left_out: list[str] = field(default_factory=list)
 
 
@@ -40,38 +46,67 @@ class Container:
 
     Attributes:
       path: the file.
-      size: in bytes.
-      layout: how it is packed; for the user.
+      packing: how it is packed: name of a `Packing`.
+      layout: the same in more words; for the user.
       candidates: its dictionaries of tensors.
       values: plain numbers and words beside them: steps, versions.
       left_out: what else there is, by key.
       things: class -> number of objects that nobody looked into.
       metadata: of safetensors.
+      chunks: of Flax, tensor -> elements per chunk.
       folder: the folder that was named instead of the file, else None.
+      release: gives memory back that reading took.
     """
 
     path: Path
-    size: int
+    packing: str
     layout: str
     candidates: list[StateDict]
     values: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     things: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    chunks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     folder: Path | None = None
+    release: Callable[[], None] = lambda: None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
 
 
 def open_safetensors(path: Path) -> Container:
     """Raises ValueError: not such a file."""
     entries, metadata = safetensors_file.read_header(path)
-    tensors = {
-        name: StoredTensor(
-            Storage(name, dtype, _product(shape), start), dtype, 0, shape, _row_major(shape)
-        )
-        for name, (dtype, shape, start) in entries.items()
+    file = MappedFile(path)
+    tensors = {name: file.tensor(*entry) for name, entry in entries.items()}
+    return Container(
+        path, SAFETENSORS.name, "safetensors", [StateDict(None, tensors)], metadata=metadata,
+        release=file.release,
+    )  # fmt: skip
+
+
+def open_flax(path: Path) -> Container:
+    """Raises ValueError: see `flax_scanner.scan`; or a leaf is no tensor."""
+    with open(path, "rb") as file:
+        tree = flax_scanner.scan(file, os.fstat(file.fileno()).st_size)
+    if not isinstance(tree, dict):
+        raise ValueError(f"holds a {type(tree).__name__}, not a tree of tensors")
+    stored = dict(flax_msgpack.flatten(tree))
+    for name, leaf in stored.items():
+        if not isinstance(leaf, StoredArray):
+            raise ValueError(f"{name} is a {type(leaf).__name__}, not a tensor")
+    mapped = MappedFile(path)
+    tensors = {n: mapped.joined(leaf.dtype, leaf.shape, leaf.parts) for n, leaf in stored.items()}
+    chunks = {
+        name: tuple(count // dtypes.itemsize(leaf.dtype) for _, count in leaf.parts)
+        for name, leaf in stored.items()
+        if leaf.is_chunked
     }
-    size = path.stat().st_size
-    return Container(path, size, "safetensors", [StateDict(None, tensors)], metadata=metadata)
+    return Container(
+        path, FLAX.name, "Flax", [StateDict(None, tensors)], chunks=chunks, release=mapped.release
+    )
 
 
 def open_torch(path: Path) -> Container:
@@ -80,13 +115,17 @@ def open_torch(path: Path) -> Container:
     tree = file.tree.items if isinstance(file.tree, Thing) and file.tree.items else file.tree
     if not isinstance(tree, dict):
         raise ValueError(f"holds {_describe(tree)}, not tensors by name (save its state_dict())")
-    layout = "PyTorch" if file.layout == "zip" else "PyTorch, old layout"
-    container = Container(path, path.stat().st_size, layout, [], things=file.things)
-    tensors = {name: value for name, value in tree.items() if isinstance(value, StoredTensor)}
+    layout = "PyTorch" if file.layout == "zip" else "PyTorch's old"
+    mapped = MappedFile(path)
+    container = Container(path, TORCH.name, layout, [], things=file.things, release=mapped.release)
+    tree = {key: _mapped(value, mapped) for key, value in tree.items()}
+    tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor)}
     if bare := _state_dict(None, tensors):
         container.candidates.append(bare)
     for key, value in tree.items():
         value = value.items if isinstance(value, Thing) and value.items else value
+        if isinstance(value, dict):
+            value = {k: _mapped(v, mapped) for k, v in value.items()}
         found = (
             _state_dict(key, value) if isinstance(key, str) and isinstance(value, dict) else None
         )
@@ -105,10 +144,16 @@ def open_torch(path: Path) -> Container:
     return container
 
 
+def _mapped(value: Any, file: MappedFile) -> Any:
+    if not isinstance(value, StoredTensor):
+        return value
+    return file.tensor(value.dtype, value.shape, value.offset, value.stride)
+
+
 def _state_dict(wrapper: str | None, tree: dict) -> StateDict | None:
     result = StateDict(wrapper, {})
     for name, value in tree.items():
-        if isinstance(name, str) and isinstance(value, StoredTensor):
+        if isinstance(name, str) and isinstance(value, Tensor):
             result.tensors[printable(name)] = value
         else:
             result.left_out.append(printable(str(name)[:_MAX_WORD]))
@@ -132,7 +177,7 @@ def _describe(value: Any) -> str:
         return f"an object of {value.kind}"
     if isinstance(value, Name):
         return f"the name of {value}"
-    if isinstance(value, StoredTensor):
+    if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)}"
     size = f" of {len(value):,}" if isinstance(value, dict | list | tuple) else ""
     return f"{'an' if isinstance(value, int) else 'a'} {type(value).__name__}{size}"
@@ -140,9 +185,10 @@ def _describe(value: Any) -> str:
 
 def find_weights(folder: Path) -> list[Path]:
     """The files of a folder, and of the folders in it, that begin like weights."""
-    files = [path for path in entries(folder) if looks_like_weights(path)]
+    packed = {path: packing_of(path) for path in entries(folder) if os.access(path, os.R_OK)}
+    files = [path for path, packing in packed.items() if packing in (SAFETENSORS, TORCH)]
     own = [path for path in files if path.parent == folder]
-    safe = [path for path in own if not _is_torch(path)]
+    safe = [path for path in own if packed[path] is SAFETENSORS]
     # A repository often has the same weights twice, as safetensors and as a pickle.
     return safe if len(safe) == 1 else own or files
 
@@ -166,36 +212,32 @@ def _visible(folder: Path) -> Iterable[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def looks_like_weights(path: Path) -> bool:
-    """Whether a file begins like safetensors or PyTorch's."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(512)
-    except OSError:
-        return False
-    return is_safetensors(head) or torch_file.is_torch_file(path, head)
-
-
-def is_safetensors(head: bytes) -> bool:
+def is_safetensors(path: Path, head: bytes) -> bool:
     """Whether a file that begins so has such a header."""
     return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"
 
 
-def _is_torch(path: Path) -> bool:
+def is_flax(path: Path, head: bytes) -> bool:
+    """Whether a file begins like a MessagePack map that is not empty, and like nothing else."""
+    is_map = head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF))
+    return bool(is_map) and describe_stranger(path, head) is None
+
+
+class Packing(NamedTuple):
+    """How files are packed: its name, whether a file with these first bytes may be, opening it."""
+
+    name: str
+    matches: Callable[[Path, bytes], bool]
+    open: Callable[[Path], Container]
+
+
+SAFETENSORS = Packing("safetensors", is_safetensors, open_safetensors)
+TORCH = Packing("PyTorch", torch_file.is_torch_file, open_torch)
+FLAX = Packing("flax", is_flax, open_flax)
+
+
+def packing_of(path: Path) -> Packing | None:
+    """How a file is packed, by its first bytes; None if nothing opens it."""
     with open(path, "rb") as file:
-        return not is_safetensors(file.read(16))
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
+        head = file.read(HEAD_BYTES)
+    return next((p for p in (SAFETENSORS, TORCH, FLAX) if p.matches(path, head)), None)

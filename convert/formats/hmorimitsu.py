@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from convert import infer, rules
+from convert.checkpoint import Given
+from convert.files.tensors import Shape
 from convert.formats._tokenizer_names import PUBLISHED_SIZES, TokenizerNames
-from convert.formats.foreign import ForeignFormat, Row, Rows, norm, numbers
-from convert.rules import Shape
+from convert.formats.format import Format, norm, numbers
+from convert.rows import Row, Rows
 from convert.tables import DENSE, IDENTITY, OUT_KERNEL, QKV_BIAS, QKV_KERNEL
 
 _TOKENIZER = TokenizerNames(
@@ -66,7 +68,7 @@ def _transformer_rows(layers: int) -> Rows:
     return rows | {"bias": Row((f"params/{head}/mlm_bias/bias",))}
 
 
-class Hmorimitsu(ForeignFormat):
+class Hmorimitsu(Format):
     NAME = "hmorimitsu"
     DESCRIPTION = "hmorimitsu/maskgit-torch, *_imagenet{256,512}.ckpt"
     HOLDS = "Google's transformer or tokenizer; not the number of attention heads"
@@ -74,7 +76,7 @@ class Hmorimitsu(ForeignFormat):
     WRAPPERS = ("state_dict", None)
     FLAX_MEMORY = True
 
-    def rows_of_file(self, shapes: Mapping[str, Shape]) -> Rows:
+    def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
         (layers,) = numbers(_LAYER, shapes)
         if layers or "tok_emb.weight" in shapes:
             return _transformer_rows(layers)
@@ -91,10 +93,12 @@ class Hmorimitsu(ForeignFormat):
             rows = _TOKENIZER.rows(len(vqvae["channel_multipliers"]), vqvae["num_res_blocks"])
         return _in_flax_order(rows)
 
-    def heads(self, shapes: Mapping[str, Shape], num_heads: int | None) -> tuple[int, list[str]]:
+    def heads(
+        self, shapes: Mapping[str, Shape], stated: dict, given: Given
+    ) -> tuple[int, list[str]]:
         if "tok_emb.weight" not in shapes:
             return 1, []
-        return infer.heads_or_default(shapes["tok_emb.weight"][-1], num_heads)
+        return infer.heads_or_default(shapes["tok_emb.weight"][-1], given.num_heads)
 
     def wrap(self, state: dict[str, Tensor], wrapper: str | None, values: dict) -> dict:
         return state if wrapper is None else values | {wrapper: state}

@@ -4,8 +4,9 @@ Its weights are not Google's: it was trained anew, with stronger augmentation. T
 (no other file is known to have them), so that the configuration says so from then on.
 """
 
+from convert.checkpoint import Checkpoint
 from convert.formats._tokenizer_names import TokenizerFormat, TokenizerNames
-from convert.formats.foreign import Rows
+from convert.rows import Rows
 
 WEIGHTS = "MAGE vqgan_jax_strongaug: not Google's weights, trained with stronger augmentation"
 _BLOCKS = 2  # in the middle, whatever the level
@@ -35,6 +36,11 @@ class Mage(TokenizerFormat):
 
     def stated_config(self, companion: dict) -> dict:
         return {"vqvae": {"weights": WEIGHTS}}
+
+    def marks(self, source: Checkpoint) -> list[str]:
+        if source.config["vqvae"].get("weights") == WEIGHTS:
+            return []
+        return [f"by its names the output will be taken for {WEIGHTS}"]
 
 
 FORMAT = Mage()

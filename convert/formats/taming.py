@@ -15,16 +15,17 @@ from torch import Tensor
 
 from convert import infer, rules
 from convert.checkpoint import Checkpoint
+from convert.files.tensors import Shape
 from convert.formats.container import Container, entries
-from convert.formats.foreign import ForeignFormat, Row, Rows
-from convert.rules import Shape
+from convert.formats.format import Format
+from convert.rows import Row, Rows
 from maskgit_pt.configs import taming_vqgan_config
 
 _MAX_YAML_BYTES = 2**16  # published: 645
 _YAML_NAME = "model.yaml"
 
 
-class Taming(ForeignFormat):
+class Taming(Format):
     NAME = "taming"
     DESCRIPTION = "CompVis/taming-transformers, VQGAN last.ckpt and model.yaml"
     HOLDS = "the VQGAN f16-1024 that Besnier & Chen's transformer goes with"
@@ -34,7 +35,7 @@ class Taming(ForeignFormat):
     WEIGHTS_NAME = "last.ckpt"
     IGNORED = re.compile(r"(loss|model_ema)\.")
 
-    def rows_of_file(self, shapes: Mapping[str, Shape]) -> Rows:
+    def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
         try:
             kind, config = infer.infer_config(shapes)
         except ValueError:

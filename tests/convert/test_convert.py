@@ -11,7 +11,6 @@ from convert_samples import MINIATURE, seeded_flat, write_flax
 import convert
 from convert import flax_msgpack, formats, rules, tables
 from convert.files import dtypes
-from convert.formats import safetensors as safetensors_format
 from maskgit_pt import VQVAE, Transformer, files
 from maskgit_pt.configs import vqgan_config
 
@@ -320,7 +319,7 @@ class TestVerification:
         bias[:2] = -0.0, np.nan
         file = write_flax(tmp_path / "file", miniature_flat)
         convert.convert(file, tmp_path / "folder")  # NaN equals itself
-        original = safetensors_format.write
+        original = formats.BY_NAME["safetensors"].write
 
         def write(*args):
             weights = original(*args)
@@ -328,7 +327,7 @@ class TestVerification:
             weights.write_bytes(data.replace(bias.tobytes(), abs(bias).tobytes()))
             return weights
 
-        monkeypatch.setattr(safetensors_format, "write", write)
+        monkeypatch.setattr(formats.BY_NAME["safetensors"], "write", write)
         with pytest.raises(ValueError, match="mlm_bias/bias differs"):
             convert.convert(file, tmp_path / "other")
 

@@ -13,6 +13,7 @@ from recorded import GOLDEN, assert_close, nchw
 import convert
 from convert import formats, infer, rules, tables
 from convert.formats import hmorimitsu, mage, taming
+from convert.formats.recognise import open_checkpoint, recognise
 from maskgit_pt.configs import vqgan_config
 
 TRANSFORMER = OFFICIAL / "tiny_transformer_checkpoint"
@@ -68,8 +69,8 @@ def tensors_in(path, wrapper):
 @pytest.mark.parametrize("name", OFFICIAL_TWINS)
 def test_official_tensors_are_the_same(name, foreign, foreign_files):
     form, twin, heads, _ = FILES[name]
-    with formats.open_checkpoint(foreign(name), heads) as found:
-        kind, config = found.kind, infer.visible(found.config)
+    found = open_checkpoint(foreign(name), heads)
+    kind, config = found.kind, infer.visible(found.config)
     kind_there, config_there, state = convert.load_checkpoint(foreign_files / twin)
     assert (kind, config) == (kind_there, infer.visible(config_there))
     ours = convert.load_checkpoint(foreign(name), heads)[2]
@@ -149,7 +150,7 @@ def test_other_layouts(name, layout, foreign, tmp_path):
         torch.save({"state_dict": state}, file, _use_new_zipfile_serialization=False)
     else:
         torch.save({"state_dict": state, "epoch": 3} if layout == "state_dict" else state, file)
-    found = formats.recognise(file).format.NAME
+    found = recognise(file).format.NAME
     same = {"open-muse": "titok"}  # without the folder's configuration they are the same
     if not (layout == "safetensors" and form == "besnier"):  # whose names are ours
         assert found == same.get(form, form)
@@ -191,7 +192,7 @@ def test_full_size_names(foreign_files):
             part = row.transform.to_torch(torch.empty(shapes[row.officials[0]], device="meta"))
             assert [len(row.officials) * part.shape[0], *part.shape[1:]] == shape, name
         # Read again: every name known, nothing missing, the configuration found.
-        found = form.rows_of_file({name: tuple(shape) for name, shape in manifest.items()})
+        found = form.rows_of_file({name: tuple(shape) for name, shape in manifest.items()}, {})
         assert found.keys() >= manifest.keys()
         assert {n for n, row in found.items() if not row.optional} <= manifest.keys()
         checked += 1
@@ -232,7 +233,7 @@ def test_wrong_transforms_are_noticed(foreign, foreign_files, monkeypatch):
     kernel = "encoder.mid.block_1.conv1.weight"
     for transform in (wrong, swapped):
         changed = rows | {kernel: rows[kernel].__class__(rows[kernel].officials, transform)}
-        monkeypatch.setattr(mage.Mage, "rows_of_file", lambda self, shapes, r=changed: r)
+        monkeypatch.setattr(mage.Mage, "rows_of_file", lambda self, shapes, stated, r=changed: r)
         try:
             state = convert.load_checkpoint(foreign("formats/mage_vqgan.ckpt"))[2]
         except ValueError as error:

@@ -158,7 +158,7 @@ def test_truncated_anywhere(miniature, tmp_path):
         ),
         (
             lambda flat: flat.update(
-                {f"params/TransformerLayer_{i}/x": np.zeros(1, np.int8) for i in range(2000)}
+                {f"params/TransformerLayer_{i}/x": np.zeros(1, np.float32) for i in range(2000)}
             ),
             ("at most 1000",),
         ),

@@ -46,6 +46,10 @@ MODELS = {
 }
 
 
+def pieces_of(kind, shapes, heads=1):
+    return rules.pieces_of(rules.table_rows(kind, shapes), shapes, heads)
+
+
 @pytest.fixture(params=MODELS)
 def model(request) -> tuple[str, dict]:
     return MODELS[request.param]
@@ -209,7 +213,7 @@ def test_recorded_discriminator(blur):
 
 def test_optional_projection_has_a_rule():
     shapes = {"embed.embedding_hidden_mapping.weight": (4, 3)}
-    (piece,) = rules.pieces_of("transformer", shapes)
+    (piece,) = pieces_of("transformer", shapes)
     assert piece.official == "params/Embed_0/embedding_hidden_mapping/kernel"
     assert piece.official_shape == (3, 4)
 
@@ -250,9 +254,9 @@ def test_books_are_closed(miniature_flat):
 
 def test_a_tensor_without_a_rule_fails():
     with pytest.raises(ValueError, match=r"layers.0.novelty.weight \[3\] .*no rule"):
-        rules.pieces_of("transformer", {"layers.0.novelty.weight": (3,)})
+        pieces_of("transformer", {"layers.0.novelty.weight": (3,)})
     with pytest.raises(ValueError, match="does not fit conv"):
-        rules.pieces_of("tokenizer", {"encoder.conv_in.weight": (3, 3)})
+        pieces_of("tokenizer", {"encoder.conv_in.weight": (3, 3)})
     with pytest.raises(ValueError, match="5 heads"):
         shapes = {"layers.0.attention.self_attention.qkv.weight": (12, 4)}
-        rules.pieces_of("transformer", shapes, heads=5)
+        pieces_of("transformer", shapes, heads=5)

@@ -1,0 +1,176 @@
+"""Which format a file or folder is of, told from its content; and opening it.
+
+The names of the tensors decide between the formats: the one that explains most of them (`likeness`), if
+that is half of them or more.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.checkpoint import Checkpoint, Given
+from convert.files import torch_file
+from convert.files.pickles import Refused
+from convert.files.strangers import HEAD_BYTES, describe_stranger, is_pickle
+from convert.formats import FORMATS, container
+from convert.formats.container import Container, StateDict
+from convert.formats.format import Format
+from convert.rules import abbreviate
+
+ACCEPTED = (
+    "folders with config.json and model.safetensors, .safetensors files, Google's Flax files, "
+    "PyTorch files of hmorimitsu, open-muse, TiTok, MaskBit, MAGE, Besnier & Chen, taming "
+    "(maskgit-convert --list)"
+)
+_ENOUGH = 0.5  # likeness
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a path is.
+
+    Attributes:
+      format: one of `FORMATS`.
+      path: the file or folder.
+      container: what is in the file.
+      state: which tensors of it.
+    """
+
+    format: Format
+    path: Path
+    container: Container
+    state: StateDict
+
+    def open(self, given: Given = Given()) -> Checkpoint:  # noqa: B008 - it is frozen
+        """Opens the weights.
+
+        Raises:
+          ValueError: one line that begins with the path.
+        """
+        with _named(self.path, self.format.NAME):
+            return self.format.open(self.container, self.state, given)
+
+
+def open_checkpoint(
+    path: str | Path, num_heads: int | None = None, num_codes: int | None = None
+) -> Checkpoint:
+    """Opens weights of any format.
+
+    Args:
+      path: file or folder.
+      num_heads: attention heads of the transformer, for formats that do not store it.
+      num_codes: codes of the tokenizer, for transformers that do not tell.
+
+    Raises:
+      FileNotFoundError, ValueError: one line that begins with the path.
+    """
+    return recognise(path).open(Given(num_heads, num_codes))
+
+
+def reopen(form: Format, path: Path, given: Given) -> Checkpoint:
+    """Opens a file or folder that is known to be of a format: what was just written."""
+    opened = _open(path)
+    return form.open(opened, opened.candidates[0], given)
+
+
+def writers(kind: str, config: dict) -> list[str]:
+    """Names of the formats that can hold a model."""
+    return [form.NAME for form in FORMATS if form.can_write(kind, config)]
+
+
+def recognise(path: str | Path) -> Recognised:
+    """Tells the format of a file or folder by its content alone.
+
+    Raises:
+      FileNotFoundError: there is nothing.
+      ValueError: no format fits; one line says what it is instead, or what comes closest.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder")
+    opened = _open(path)
+    with _named(path, opened.packing):
+        likenesses = [
+            (form.likeness(state, opened), state, form)
+            for state in opened.candidates
+            for form in FORMATS
+            if form.READS
+        ]
+    # Of several sets that are alike (weights and their moving average): the one under the usual key.
+    best, state, form = max(likenesses, key=lambda e: (e[0], e[1].wrapper in e[2].WRAPPERS))
+    if best < _ENOUGH:
+        raise ValueError(f"{path}: {_describe_unknown(opened, likenesses)}; accepted: {ACCEPTED}")
+    return Recognised(form, path, opened, state)
+
+
+def _open(path: Path) -> Container:
+    file = _weights_of(path) if path.is_dir() else path
+    with open(file, "rb") as opened:
+        head = opened.read(HEAD_BYTES)
+    packing = container.packing_of(file)
+    if packing in (None, container.FLAX):
+        _refuse_hostile_pickle(path, file, head)
+    if packing is None:
+        what = describe_stranger(file, head)
+        what = what or f"is of no known format, it begins with {head[:12]!r}"
+        raise ValueError(f"{path} {what}; accepted: {ACCEPTED}")
+    with _named(path, packing.name):
+        opened = packing.open(file)
+    opened.folder = path if path.is_dir() else None
+    return opened
+
+
+def _refuse_hostile_pickle(path: Path, file: Path, head: bytes) -> None:
+    """A bare pickle is no checkpoint; one that tries to act is worth a warning."""
+    if is_pickle(head):
+        try:
+            torch_file.read_pickle(file)
+        except Refused as error:
+            raise ValueError(f"{path}: not read: {error}; nothing of it was run") from None
+        except ValueError:
+            pass  # damaged; what it is is said by the caller
+
+
+def _weights_of(folder: Path) -> Path:
+    files = container.find_weights(folder)
+    if len(files) == 1:
+        return files[0]
+    if shards := [file.name for file in files if container.is_shard(file)]:
+        raise ValueError(
+            f"{folder} holds weights cut into shards ({abbreviate(shards)}); accepted: one file "
+            "(save_pretrained with a larger max_shard_size makes one)"
+        )
+    if files:
+        names = abbreviate([str(file.relative_to(folder)) for file in files])
+        raise ValueError(f"{folder} holds weights in {len(files)} files, name one of them: {names}")
+    raise ValueError(f"{folder} {describe_stranger(folder, b'')}; accepted: {ACCEPTED}")
+
+
+def _describe_unknown(opened: Container, likenesses: list[tuple[float, StateDict, Format]]) -> str:
+    """What was recognised in a file, and which formats come closest."""
+    state = max(opened.candidates, key=lambda state: len(state.tensors))
+    names = [f"{name} {list(tensor.shape)}" for name, tensor in state.tensors.items()]
+    where = f" under {state.wrapper}" if state.wrapper else ""
+    close: dict[str, float] = {}
+    for likeness, _, form in sorted(likenesses, key=lambda entry: -entry[0]):
+        if likeness > 0:
+            close.setdefault(form.NAME, likeness)
+    closest = ", ".join(f"{name} ({100 * part:.0f} % of the names)" for name, part in close.items())
+    return (
+        f"neither transformer nor tokenizer of a known format: a file in {opened.layout} layout with "
+        f"{len(names)} tensors{where} ({abbreviate(names)}); closest: {closest or 'none'}"
+    )
+
+
+@contextlib.contextmanager
+def _named(path: Path, name: str) -> Iterator[None]:
+    """Puts the path before what is wrong with a file."""
+    try:
+        yield
+    except Refused as error:
+        raise ValueError(f"{path}: not read: {error}; nothing of it was run") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not a usable {name} checkpoint: {error}") from None
