@@ -41,10 +41,10 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [ROOT] + [path for path in sys.path if path != ROOT]  # runs from a plain checkout
 
 from maskgit_pt import command_line as cl  # noqa: E402
-from maskgit_pt.launch import Processes  # noqa: E402
+from maskgit_pt.launch import Processes, pick_device  # noqa: E402
 from train.configs import defaults  # noqa: E402
 from train.data.tokens import ShardWriter  # noqa: E402
-from train.run.metrics import matrix_rate  # noqa: E402
+from train.tasks.flops import matrix_rate  # noqa: E402
 from train.tasks.masked_tokens import MaskedTokens  # noqa: E402
 
 FLAGS = flags.FlagValues()
@@ -70,7 +70,7 @@ Step = Callable[[dict, int], object]
 def main() -> None:
     if FLAGS.threads:
         torch.set_num_threads(FLAGS.threads)
-    processes = Processes(FLAGS.device)
+    processes = Processes(pick_device(FLAGS.device, 0))
     try:
         rates = {p: matrix_rate(processes.device, getattr(torch, p), 2.0) for p in FLAGS.precisions}
         print(
@@ -95,7 +95,6 @@ def _time_case(
     steps: dict[str, Step] = {}
     for precision in rates:
         task = MaskedTokens(_config(folder, size, batch_size, precision), processes)
-        task.start()
         steps[f"ours {precision}"] = _timed_step(task)
     batches = task.batches
     if FLAGS.jax:

@@ -71,14 +71,13 @@ def main(values: flags.FlagValues) -> int:
 
 
 def _describe(config: object, processes: Processes) -> None:
-    task = loop.make_task(config, processes)
+    about, work = loop.task_class(config).describe(config, processes)
     if not processes.is_main:
         return
     for name, value in settings.flatten(config).items():
         print(f"{name} = {value!r}")
     print()
-    about = task.describe()
-    work = config.num_train_steps * config.batch_size * task.work_per_image
+    work *= config.num_train_steps * config.batch_size
     hours = work / 312e12 / 0.5 / 3600
     about |= {
         "all steps": f"{work / 1e18:,.3g} EFLOP, {hours:,.4g} A100-hours at half of 312 TFLOP/s"

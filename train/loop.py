@@ -1,20 +1,17 @@
 """The training loop: the same for every task, on any number of processes.
 
-A task (`masked_tokens.MaskedTokens`) brings the networks, the batches and the step; the loop brings
+A task (`train.tasks.base.Task`) brings the networks, the batches and the step; the loop brings
 resuming, checkpoints, reports and a clean end.
 """
 
-import contextlib
 import json
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import ml_collections
 import torch
-from PIL import Image
 from torch import Tensor
 
 from maskgit_pt.files import write_atomically
@@ -22,36 +19,27 @@ from maskgit_pt.launch import Processes
 from train import export, randomness, settings
 from train.run.checkpoints import Checkpoints
 from train.run.lock import claim
-from train.run.metrics import Metrics, Reporter, matrix_rate
+from train.run.metrics import Reporter
 from train.run.state import TrainState
 from train.tasks.autoencoding import Autoencoding
+from train.tasks.base import Task
+from train.tasks.flops import matrix_rate
 from train.tasks.masked_tokens import MaskedTokens
 
-TASKS = {"masked_tokens": MaskedTokens, "autoencoding": Autoencoding}
+TASKS: dict[str, type[Task]] = {"masked_tokens": MaskedTokens, "autoencoding": Autoencoding}
 
 
-class Task(Protocol):
-    """What the loop needs to know of a task."""
-
-    metrics: Metrics
-    work_per_image: float
-
-    def describe(self) -> dict[str, object]: ...
-    def start(self) -> TrainState: ...
-    def load(self, first_step: int, last_step: int) -> Iterator[dict[str, Tensor]]: ...
-    def step(self, batch: dict[str, Tensor], step: int) -> Tensor: ...
-    def about_batch(self, step: int) -> dict[str, list[int]]: ...
-    def learning_rate(self, step: int) -> float: ...
-    def scores(self) -> dict[str, float]: ...
-    def pictures(self) -> dict[str, Image.Image]: ...
-
-
-def make_task(config: ml_collections.ConfigDict, processes: Processes) -> Task:
-    """The task that `config.task` names; ValueError for an unknown one or settings that do not fit."""
+def task_class(config: ml_collections.ConfigDict) -> type[Task]:
+    """The task that `config.task` names; ValueError for an unknown one."""
     task = config.get("task")
     if task not in TASKS:
         raise ValueError(f"config.task is {task!r}; accepted: {', '.join(TASKS)}")
-    return TASKS[task](config, processes)
+    return TASKS[task]
+
+
+def make_task(config: ml_collections.ConfigDict, processes: Processes) -> Task:
+    """The task of a run; errors as `Task`."""
+    return task_class(config)(config, processes)
 
 
 def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) -> TrainState:
@@ -71,19 +59,19 @@ def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) ->
         written.
       FloatingPointError: a loss or gradient that is not finite; nothing of that step was saved.
     """
-    task = make_task(config, processes)
-    with claim(run) if processes.is_main else contextlib.nullcontext():
+    processes.on_first(lambda: settings.compare(config, run))
+    with claim(run, processes):
+        task = make_task(config, processes)
+        if processes.is_main:
+            settings.keep(config, run)
+            export.note_networks(run, task.state.models)
         return _train(task, config, run, processes)
 
 
 def _train(
     task: Task, config: ml_collections.ConfigDict, run: Path, processes: Processes
 ) -> TrainState:
-    if processes.is_main:
-        settings.keep(config, run)
-    state = task.start()
-    if processes.is_main:
-        export.note_networks(run, state.models)
+    state = task.state
     checkpoints = Checkpoints(run, config.keep_checkpoints, processes)
     resumed = checkpoints.restore(state)
     peak = _peak(config, task, processes)
@@ -95,21 +83,31 @@ def _train(
         reporter.write(f"going on from step {state.step}")
     guard = _FiniteGuard(processes.device)
     stop = _Stop()
+    batches = task.load(state.step, last)
     try:
-        for batch in task.load(state.step, last):
+        while state.step < last:
+            batch = stop.next(batches)
+            # Before the step: no process is left waiting for the others in the middle of one.
+            if processes.any(stop.asked):
+                guard.check(task, run, processes)
+                checkpoints.save(state, wait=True)
+                reporter.write(f"stopped at step {state.step}, saved; the same command goes on")
+                if stop.interrupted:
+                    raise KeyboardInterrupt
+                break
             step = state.step
             torch.manual_seed(_dropout_seed(config.seed, step, processes.rank))
             guard.watch(task.step(batch, step), step)
             state.step = done = step + 1
             reporter.advance()
-            stopping = processes.any(stop.asked) or done == last
-            due = stopping or done % config.checkpoint_every_steps == 0
-            if due or done % config.log_every_steps == 0:
+            log = _every(config.log_every_steps, done, last)
+            save = _every(config.checkpoint_every_steps, done, last)
+            if log or save:
                 guard.check(task, run, processes)
-            if done % config.log_every_steps == 0 or done == last:
+            if log:
                 reporter.log(done, task.metrics.take(processes), task.learning_rate(step))
-            if due:
-                checkpoints.save(state, wait=stopping)
+            if save:
+                checkpoints.save(state, wait=done == last)
             else:
                 checkpoints.poll()
             if _every(config.eval_every_steps, done, last):
@@ -117,16 +115,12 @@ def _train(
                 for name, image in task.pictures().items():
                     reporter.picture(run / "pictures" / name / f"step_{done:09d}.png", image, done)
                 processes.barrier()
-            if stopping and done < last:
-                reporter.write(f"stopped at step {done}, saved; the same command goes on")
-                if stop.interrupted:
-                    raise KeyboardInterrupt
-                break
         checkpoints.finish()
     except FloatingPointError:
         checkpoints.finish()  # one that is still being written is good, and may be the newest
         raise
     finally:
+        batches.close()
         stop.restore()
         reporter.close()
     return state
@@ -149,20 +143,40 @@ def _peak(config: ml_collections.ConfigDict, task: Task, processes: Processes) -
     return matrix_rate(processes.device, dtype)
 
 
+class _Asked(BaseException):
+    """Ends the wait for a batch."""
+
+
 class _Stop:
     """Notes SIGTERM and the first Ctrl-C instead of dying of them, so that the loop can save."""
 
     def __init__(self):
         self.asked, self.interrupted = False, False
+        self._waiting = False
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._ask)
 
+    def next(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+        """The next batch; None as soon as a stop is asked for, however long the batch takes."""
+        try:
+            self._waiting = True
+            batch = None if self.asked else next(batches)
+            self._waiting = False
+            return batch
+        except _Asked:
+            return None
+
     def _ask(self, number: int, *_: object) -> None:
         if self.interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked, self.interrupted = True, number == signal.SIGINT
+        self.interrupted = number == signal.SIGINT
+        if not self.asked:
+            self.asked = True
+            if self._waiting:
+                self._waiting = False
+                raise _Asked
 
     def restore(self) -> None:
         for number, handler in self._previous.items():

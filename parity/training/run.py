@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclasses.dataclass
@@ -31,20 +31,6 @@ class Run:
     averages: dict[str, dict[str, np.ndarray]]
     indices: np.ndarray | None = None
     gap: float = np.inf
-
-
-@dataclasses.dataclass(frozen=True)
-class OneProcess:
-    """Stands in for `train.distributed.Processes`: this process, without a process group."""
-
-    rank: int = 0
-    world_size: int = 1
-    is_main: bool = True
-    device: torch.device = torch.device("cpu")
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over processes."""
-        return values
 
 
 @contextlib.contextmanager

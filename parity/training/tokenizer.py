@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convert import rules
+from maskgit_pt.launch import Processes
 from maskgit_pt.libml.jax_random import Key
 from parity import weights
 from parity.jax_code import JaxCode, jit
 from parity.pairs import nhwc
 from parity.training import optax_side
-from parity.training.run import OneProcess, Run, arrays, curves, gradients, one_thread
+from parity.training.run import Run, arrays, curves, gradients, one_thread
 from train.configs import tokenizer_defaults
 from train.tasks import perceptual
 from train.tasks.autoencoding import DISCRIMINATOR, TOKENIZER, Autoencoding, temperature
@@ -134,7 +135,9 @@ class Case:
 
     def images(self) -> list[np.ndarray]:
         """Every step's batch as the trainer draws it, [B, 3, H, W] in [0, 1]."""
-        batches = Autoencoding(self.config, OneProcess()).load(0, self.config.num_train_steps)
+        batches = Autoencoding(self.config, Processes("cpu", alone=True)).load(
+            0, self.config.num_train_steps
+        )
         return [batch["pixels"].numpy().astype(self.dtype) / 255 for batch in batches]
 
 
@@ -146,9 +149,9 @@ def run_ours(case: Case, keys: list[Key]) -> Run:
       case: the setting.
       keys: of the Gumbel noise, one a step (see `Theirs.keys`).
     """
-    task = Task(case.config, OneProcess())
+    task = Task(case.config, Processes("cpu", alone=True))
     task.keys = keys
-    state = task.start()
+    state = task.state
     dtype = torch.from_numpy(np.zeros(0, case.dtype)).dtype
     loaded = case.to_torch(case.variables)
     for name, model in [*state.models.items(), *state.averages.items()]:

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 
 from convert import rules
+from maskgit_pt.launch import Processes
 from parity import weights
 from parity.jax_code import jit
 from parity.pairs import TransformerPair
 from parity.training import optax_side
-from parity.training.run import OneProcess, Run, arrays, curves, gradients, one_thread
+from parity.training.run import Run, arrays, curves, gradients, one_thread
 from train.configs import defaults
 from train.data.tokens import ShardWriter
 from train.tasks.masked_tokens import NAME, MaskedTokens
@@ -89,14 +90,16 @@ class Ours:
 
     def batches(self) -> list[dict[str, np.ndarray]]:
         """Every step's codes, masks, labels as the trainer draws them."""
-        batches = MaskedTokens(self.config, OneProcess()).load(0, self.config.num_train_steps)
+        batches = MaskedTokens(self.config, Processes("cpu", alone=True)).load(
+            0, self.config.num_train_steps
+        )
         return [{name: value.numpy() for name, value in batch.items()} for batch in batches]
 
     @one_thread()
     def run(self) -> Run:
         """All steps."""
-        task = MaskedTokens(self.config, OneProcess())
-        state = task.start()
+        task = MaskedTokens(self.config, Processes("cpu", alone=True))
+        state = task.state
         dtype = next(self.pair.ours.parameters()).dtype
         # In place: optimizer and loss hold these very parameters.
         for model in (state.models[NAME], state.averages[NAME]):

@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 import runpy
 import subprocess
@@ -12,6 +13,7 @@ from training import ROOT, curve, one_process, run_here, text_of
 from maskgit_pt import VQVAE
 from train import export, loop
 from train.configs import tokenizer_defaults
+from train.data import batches as data
 from train.evaluation.torchvision_import import import_torchvision
 from train.run import checkpoints
 from train.tasks import autoencoding, perceptual
@@ -89,6 +91,7 @@ def test_a_run_with_a_discriminator_resumes_bit_identically(
 
 RECIPE = """
 from train.configs import tokenizer_defaults
+from train.data import batches as data
 
 def get_config():
     config = tokenizer_defaults.get_config()
@@ -149,7 +152,7 @@ def test_what_scores_need_is_missed_before_training(images, tmp_path, small_disc
             loop.make_task(config, processes)
         config.update(eval_images=str(images), inception_weights=str(tmp_path / "no.pth"))
         with pytest.raises(FileNotFoundError, match="no.pth: no such file"):
-            loop.make_task(config, processes).start()
+            loop.make_task(config, processes)
 
 
 def test_export(images, tmp_path, small_discriminator):
@@ -237,11 +240,11 @@ def test_work_of_the_published_configuration(images, resnet_file):
     config = tokenizer_defaults.get_config()
     config.data.images, config.perceptual_weights = str(images), str(resnet_file)
     with one_process() as processes:
-        whole = loop.make_task(config, processes)
-        assert round(whole.work_per_image / 1e9) == 1311
-        whole.perceptual, whole.adversarial = None, False
-        del whole.work_per_image
-        assert round(whole.work_per_image / 1e9, 1) == 945.2
+        _, work = autoencoding.Autoencoding.describe(config, processes)
+        assert round(work / 1e9) == 1311
+        config.perceptual_weights, config.vqgan.g_adversarial_loss_weight = "off", 0.0
+        _, work = autoencoding.Autoencoding.describe(config, processes)
+        assert round(work / 1e9, 1) == 945.2
 
 
 def test_operations_are_counted_like_by_hand():
@@ -269,12 +272,10 @@ def test_bad_settings(images):
 
 def test_the_batch_of_every_process_is_its_part(images):
     with one_process() as processes:
-        task = loop.make_task(config_of(images), processes)
-    whole = task.batches[3]["pixels"]
-    from train.data import batches
-
-    parts = []
-    for rank in range(2):
-        task.batches.share = batches.Share(4, rank, 2)
-        parts.append(task.batches[3]["pixels"])
+        batches = [data.open_images(config_of(images), processes)]
+        for rank in range(2):
+            part = copy.copy(batches[0])
+            part.share = data.Share(4, rank, 2)
+            batches.append(part)
+    whole, *parts = [each[3]["pixels"] for each in batches]
     assert torch.equal(torch.cat(parts), whole) and whole.dtype == torch.uint8

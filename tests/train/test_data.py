@@ -3,6 +3,7 @@ import pytest
 import torch
 from training import make_shards, tiny_config
 
+from maskgit_pt.launch import Processes
 from train.data import batches as data
 
 
@@ -13,10 +14,10 @@ def tokens(tmp_path_factory):
 
 def batches(tokens, rank=0, world_size=1, **changes):
     config = tiny_config(tokens, **changes)
-    result = data.open_tokens(config)
-    result.hide(config, 16)
-    result.share = data.Share(config.batch_size, rank, world_size)
-    return result
+    processes = Processes("cpu", alone=True)
+    processes.rank, processes.world_size = rank, world_size
+    processes.each = lambda value: [value]
+    return data.open_tokens(config, processes)
 
 
 def same(a, b):
@@ -77,6 +78,6 @@ def test_bad_settings(tokens):
     ):
         data.Share(8, 0, 3)
     with pytest.raises(ValueError, match="holds tokens of 16 px; config.image_size is 256"):
-        data.open_tokens(tiny_config(tokens, image_size=256))
+        batches(tokens, image_size=256)
     with pytest.raises(ValueError, match="has 5 classes, labels 0 to 4; config.num_class is 3"):
-        data.open_tokens(tiny_config(tokens, num_class=3))
+        batches(tokens, num_class=3)

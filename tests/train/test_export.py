@@ -76,7 +76,7 @@ def test_starting_from_a_smaller_grid(trained, tmp_path):
     config = tiny_config(tokens, init_from=str(tmp_path / "small"), num_train_steps=1)
     with one_process() as processes:
         task = loop.make_task(config, processes)
-        model = task.start().models["transformer"]
+        model = task.state.models["transformer"]
     old = small.embed.position_embeddings.weight
     new = model.embed.position_embeddings.weight
     assert new.shape == (65, 32)
@@ -97,7 +97,7 @@ def test_starting_from_another_size_is_refused(trained, tmp_path):
     config = tiny_config(tokens, init_from=str(tmp_path / "small"))
     config.transformer.num_embeds = 48
     with one_process() as processes, pytest.raises(ValueError, match="init_from: .* does not fit"):
-        loop.make_task(config, processes).start()
+        loop.make_task(config, processes)
 
 
 def test_besnier_networks_train_too(tmp_path):

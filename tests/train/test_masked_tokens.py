@@ -44,7 +44,6 @@ def test_the_loss_is_the_official_one(tokens):
     config = tiny_config(tokens, batch_size=16)
     with one_process() as processes:
         task = masked_tokens.MaskedTokens(config, processes)
-        task.start()
     item = task.batches[0]
     task._loss.eval()
     loss, correct = task._loss(item["codes"], item["masked"], item["labels"])
@@ -77,7 +76,6 @@ def test_the_last_part_of_a_batch_reduces_gradients(tokens, monkeypatch, parts, 
         changes = {"accumulation_steps": accumulation_steps, "transformer.dropout_rate": 0.0}
         with one_process() as processes:
             task = masked_tokens.MaskedTokens(tiny_config(tokens, **changes), processes)
-            task.start()
         item = task.batches[0]
         seen.clear()
         task.backward(item["codes"], item["masked"], item["labels"])
@@ -89,7 +87,7 @@ def test_the_last_part_of_a_batch_reduces_gradients(tokens, monkeypatch, parts, 
 def test_dropped_labels_are_the_mask_token(tokens):
     with one_process() as processes:
         task = masked_tokens.MaskedTokens(tiny_config(tokens), processes)
-        model = task.start().models["transformer"].eval()
+        model = task.state.models["transformer"].eval()
     codes = torch.zeros(1, 16, dtype=torch.int64)
     dropped = model.code_logits(codes, torch.tensor([-1]), 16)
     ids = torch.cat([torch.tensor([[-1]]), codes], 1)
@@ -146,7 +144,7 @@ def test_tokens_of_another_tokenizer_are_refused(tokenizer, tmp_path):
         writer.write(0, np.zeros((8, 1, 4), np.int64), np.zeros(8, np.int64))
         writer.finish(1)
         config = tiny_config(tmp_path / name, tokenizer=str(tmp_path / "tokenizer"))
-        config.image_size = 32
+        config.image_size, config.sampling.steps = 32, 2
         return config
 
     with one_process() as processes:
@@ -160,10 +158,10 @@ def test_sampling_settings_are_tried_at_the_start(images, tokenizer, tmp_path):
         config = config_for_images(images, tmp_path)
         config.sampling[name] = value
         with one_process() as processes:
-            task = loop.make_task(config, processes)
-            for method in (task.start, task.describe):
+            task = loop.task_class(config)
+            for method in (task, task.describe):
                 with pytest.raises(ValueError, match="config.sampling.*"):
-                    method()
+                    method(config, processes)
 
 
 def test_unknown_task(tokens):

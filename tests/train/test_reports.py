@@ -5,7 +5,8 @@ from PIL import Image
 from training import one_process
 
 from train.run import metrics as reports
-from train.run.board import Board
+from train.run.metrics import Board
+from train.tasks.flops import matrix_rate
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -66,4 +67,4 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch, full):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_matrix_rate(dtype):
-    assert 1e7 < reports.matrix_rate(torch.device("cpu"), dtype, 0.01) < 1e14
+    assert 1e7 < matrix_rate(torch.device("cpu"), dtype, 0.01) < 1e14

@@ -45,7 +45,7 @@ def test_a_step_of_the_published_network(tmp_path, recipe):
     config.optimizer.warmup_steps = 0
     with one_process() as processes:
         task = MaskedTokens(config, processes)
-        state = task.start()
+        state = task.state
         parameters = sum(p.numel() for p in state.models["transformer"].parameters())
         assert parameters > 170e6
         losses = []
@@ -62,13 +62,14 @@ def test_a_step_of_the_published_network(tmp_path, recipe):
 PROBE = """
 import resource, sys, time
 start = time.perf_counter()
-from train import data, settings
+from maskgit_pt.launch import Processes
+from train import settings
+from train.data import batches as data
 config = settings.load_file("train/configs/best256.py")
 config.batch_size = 512
 config.data.tokens = sys.argv[1]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-batches = data.open_tokens(config)
-batches.hide(config, 256)
+batches = data.open_tokens(config, Processes(alone=True))
 batches[0]
 print("start", time.perf_counter() - start)
 begin, count = time.perf_counter(), 0

@@ -9,6 +9,7 @@ reading it from shards is one vectorised call, and workers change nothing but th
 import contextlib
 import dataclasses
 import functools
+import multiprocessing
 import os
 import select
 import signal
@@ -16,6 +17,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
+from typing import Any, Self
 
 import ml_collections
 import numpy as np
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from maskgit_pt.launch import Processes
 from train import randomness, settings
 from train.data import images as images_lib
 from train.data import masking
@@ -48,6 +52,11 @@ class Share:
                 f"config.batch_size is {self.batch_size}; accepted: a multiple of the "
                 f"{self.world_size} processes"
             )
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict, processes: Processes) -> Self:
+        """The part of a process in a run."""
+        return cls(config.batch_size, processes.rank, processes.world_size)
 
     @property
     def rows(self) -> range:
@@ -101,38 +110,30 @@ class Order:
 class Batches(Dataset):
     """Item s is this process's share of step s, as a dict of tensors.
 
-    `images` int64 [b] (their numbers) and `labels` int64 [b]; what else, the subclass says. After `hide`
-    also what `masking.draw` gives: `masked` bool [b, n], `ratio` float32 [b], and labels of -1 where dropped.
+    `images` int64 [b] (their numbers) and `labels` int64 [b]; what else, the subclass says. With masks also
+    what `masking.draw` gives: `masked` bool [b, n], `ratio` float32 [b], and labels of -1 where dropped.
 
     Args:
       num_images, crops: see `Order`.
-      batch_size: over all processes.
       seed: of the run.
+      share: of this process.
+      masks: `masking.settings`, or None for no masks.
     """
 
-    def __init__(self, num_images: int, crops: int, batch_size: int, seed: int):
+    def __init__(
+        self, num_images: int, crops: int, seed: int, share: Share, masks: dict | None = None
+    ):
         self.order = Order(num_images, crops, seed)
-        self.share = Share(batch_size)
+        self.share = share
         self.seed = seed
-        self._masking: dict | None = None
-
-    def hide(self, config: ml_collections.ConfigDict, num_tokens: int) -> None:
-        """Adds masks over `num_tokens` tokens to the items, as the settings want them."""
-        self._masking = {
-            "num_tokens": num_tokens,
-            "method": config.mask_scheduling_method,
-            "min_ratio": config.min_masking_rate,
-            "independent": config.independent_masks,
-            "label_drop_rate": config.label_drop_rate,
-        }
-        masking.draw(0, 0, range(1), **self._masking)  # complains about an unknown schedule
+        self.masks = masks
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         images, crops, epochs = self.order.at(step, self.share)
         item = self._read(images, crops, epochs)
         item["images"] = images
-        if self._masking:
-            masks = masking.draw(self.seed, step, self.share.rows, **self._masking)
+        if self.masks:
+            masks = masking.draw(self.seed, step, self.share.rows, **self.masks)
             item["labels"] = np.where(masks.dropped, -1, item["labels"])
             item |= {"masked": masks.masked, "ratio": masks.ratio}
         return {name: torch.from_numpy(value) for name, value in item.items()}
@@ -146,11 +147,11 @@ class TokenBatches(Batches):
 
     Args:
       shards: the open shards.
-      batch_size, seed: see `Batches`.
+      seed, share, masks: see `Batches`.
     """
 
-    def __init__(self, shards: TokenShards, batch_size: int, seed: int):
-        super().__init__(shards.num_images, shards.crops, batch_size, seed)
+    def __init__(self, shards: TokenShards, seed: int, share: Share, masks: dict | None = None):
+        super().__init__(shards.num_images, shards.crops, seed, share, masks)
         self.shards = shards
 
     def _read(self, images: np.ndarray, crops: np.ndarray, epochs: np.ndarray) -> dict:
@@ -166,13 +167,19 @@ class ImageBatches(Batches):
     Args:
       collection: the images.
       image_size, crop: see `images.crop`.
-      batch_size, seed: see `Batches`.
+      seed, share, masks: see `Batches`.
     """
 
     def __init__(
-        self, collection: images_lib.Images, image_size: int, crop: str, batch_size: int, seed: int
+        self,
+        collection: images_lib.Images,
+        image_size: int,
+        crop: str,
+        seed: int,
+        share: Share,
+        masks: dict | None = None,
     ):
-        super().__init__(len(collection), 1, batch_size, seed)
+        super().__init__(len(collection), 1, seed, share, masks)
         self.collection, self.image_size, self.crop = collection, image_size, crop
 
     def _read(self, images: np.ndarray, crops: np.ndarray, epochs: np.ndarray) -> dict:
@@ -197,8 +204,8 @@ class ImageBatches(Batches):
         raise ValueError("no image of the collection can be read")
 
 
-def open_tokens(config: ml_collections.ConfigDict) -> TokenBatches:
-    """Opens the token shards `config.data.tokens`.
+def open_tokens(config: ml_collections.ConfigDict, processes: Processes) -> TokenBatches:
+    """Opens the token shards `config.data.tokens`, for masked modelling.
 
     Raises:
       FileNotFoundError, ValueError: they are not there, or do not fit the settings.
@@ -210,11 +217,23 @@ def open_tokens(config: ml_collections.ConfigDict) -> TokenBatches:
             f"{config.image_size}"
         )
     _check_labels(config, shards.num_classes, config.data.tokens)
-    return TokenBatches(shards, config.batch_size, config.seed)
+    if len(set(processes.each(shards.checksum))) > 1:
+        raise ValueError(
+            f"{config.data.tokens} holds other tokens on another machine; accepted: the same everywhere"
+        )
+    masks = masking.settings(config, shards.num_tokens)
+    return TokenBatches(shards, config.seed, Share.of(config, processes), masks)
 
 
-def open_images(config: ml_collections.ConfigDict) -> ImageBatches:
+def open_images(
+    config: ml_collections.ConfigDict, processes: Processes, num_tokens: int | None = None
+) -> ImageBatches:
     """Opens the images `config.data.images`.
+
+    Args:
+      config: of the run.
+      processes: this process and its peers.
+      num_tokens: of an image, for masked modelling; None: no masks.
 
     Raises:
       FileNotFoundError, ValueError: they are not there, or do not fit the settings.
@@ -228,7 +247,9 @@ def open_images(config: ml_collections.ConfigDict) -> ImageBatches:
         )
     collection = images_lib.open_images(data.images, data.split or None)
     _check_labels(config, len(collection.class_names), data.images)
-    return ImageBatches(collection, config.image_size, data.crop, config.batch_size, config.seed)
+    masks = masking.settings(config, num_tokens) if num_tokens else None
+    share = Share.of(config, processes)
+    return ImageBatches(collection, config.image_size, data.crop, config.seed, share, masks)
 
 
 def _check_labels(config: ml_collections.ConfigDict, found: int, where: str) -> None:
@@ -254,17 +275,42 @@ def load(
         # Workers start from a clean process: the training process has threads and a GPU context.
         multiprocessing_context="forkserver" if num_workers else None,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        yield from loader
+    before = set(multiprocessing.active_children())
+    workers: set[Any] = set()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            if num_workers:
+                _start_server()
+            batches = iter(loader)
+            workers = set(multiprocessing.active_children()) - before
+            yield from batches
+    finally:
+        for worker in workers:
+            worker.kill()  # deaf to SIGTERM, and perhaps in the middle of a slow read
+
+
+def _start_server() -> None:
+    """Starts the process that forks workers, deaf to SIGTERM, and so are the workers.
+
+    torchrun and Slurm signal every process of a job: the training process saves, and needs to find its
+    workers alive. A blocked signal stays blocked in child processes.
+    """
+    resource_tracker.ensure_running()  # changes which signals are blocked
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def _prepare_worker(training_process: int, worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training process decides what it means.
+    """Signals reach every process of a terminal or job; the training process decides what they mean.
 
     If that one is killed, nothing else ends the workers: the server that forked them lives while they do.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(os, "pidfd_open"):  # Linux
         threading.Thread(target=_end_with, args=(training_process,), daemon=True).start()
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from typing import Any
 
+import ml_collections
 import numpy as np
 import torch
 
@@ -55,6 +57,23 @@ def mask_ratios(uniform: np.ndarray, num_tokens: int, method: str) -> np.ndarray
         raise ValueError(
             f"config.mask_scheduling_method is {method!r}; accepted: {known}"
         ) from None
+
+
+def settings(config: ml_collections.ConfigDict, num_tokens: int) -> dict[str, Any]:
+    """How a run masks: the keyword arguments of `draw`.
+
+    Raises:
+      ValueError: an unknown schedule.
+    """
+    found = {
+        "num_tokens": num_tokens,
+        "method": config.mask_scheduling_method,
+        "min_ratio": config.min_masking_rate,
+        "independent": config.independent_masks,
+        "label_drop_rate": config.label_drop_rate,
+    }
+    draw(0, 0, range(1), **found)
+    return found
 
 
 def draw(

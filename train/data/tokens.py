@@ -23,7 +23,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from train.data.shard_files import PARTS, REPAIR, check_labels, part_path, read_manifest, too_large
+from train.data.shard_files import (
+    PARTS,
+    REPAIR,
+    check_labels,
+    checksum,
+    part_path,
+    read_manifest,
+    too_large,
+)
 from train.data.shard_writer import ShardWriter
 
 __all__ = ["ShardWriter", "TokenShards", "tokenizer_fingerprint"]
@@ -91,6 +99,11 @@ class TokenShards:
     def num_classes(self) -> int:
         """Labels are below it."""
         return len(self.class_names)
+
+    @property
+    def checksum(self) -> str:
+        """Of the manifest, and so of everything in the set."""
+        return checksum(self.manifest)
 
     @property
     def num_tokens(self) -> int:

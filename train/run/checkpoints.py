@@ -5,8 +5,11 @@ number of processes reads it back.
 """
 
 import concurrent.futures
+import contextlib
+import os
 import re
 import shutil
+import time
 import warnings
 from pathlib import Path
 
@@ -56,10 +59,12 @@ class Checkpoints:
         Raises:
           ValueError: it cannot be read or does not fit.
         """
-        found = steps(self.run)
-        if not found:
+        newest = self.processes.on_first(lambda: max(steps(self.run), default=None))
+        if newest is None:
             return False
-        path = folder_of(self.run, found[-1])
+        path = folder_of(self.run, newest)
+        if not self.processes.is_main:
+            _wait_for(path / ".metadata")
         values = state.state_dict()
         try:
             sums = _sums_keys(path, self.processes)
@@ -76,7 +81,17 @@ class Checkpoints:
         state.sums.zero_()
         for key in sums:
             state.sums += values[key].to(state.sums)
+        self._agree(state.step, path)
         return True
+
+    def _agree(self, step: int, path: Path) -> None:
+        """ValueError unless all processes are at the same step: a checkpoint of mixed weights is lost."""
+        found = self.processes.each(step)
+        if len(set(found)) > 1:
+            listed = ", ".join(f"process {rank} at {step}" for rank, step in enumerate(found))
+            raise ValueError(
+                f"{path}: processes disagree on the step ({listed}); nothing was written"
+            )
 
     def save(self, state: TrainState, wait: bool = False) -> None:
         """Begins to write; the state may be changed as soon as this returns.
@@ -90,7 +105,8 @@ class Checkpoints:
             untouched.
         """
         self.finish()
-        if state.step not in steps(self.run):
+        self._agree(state.step, folder_of(self.run, state.step))
+        if not self.processes.on_first(lambda: state.step in steps(self.run)):
             values = state.state_dict()
             values[_sums_key(self.processes.rank, self.processes.world_size)] = state.sums
             if self.processes.device.type == "cpu":
@@ -138,6 +154,15 @@ class Checkpoints:
 
     def _temporary(self, step: int) -> Path:
         return self.run / "checkpoints" / f".step_{step:09d}"
+
+
+def _wait_for(path: Path, seconds: float = 60.0) -> None:
+    """Waits until a shared disk shows what another machine sees; whoever reads it then complains."""
+    deadline = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # makes network file systems look again
 
 
 def _copy(values: object) -> object:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from maskgit_pt.launch import Processes
@@ -12,7 +11,7 @@ PARALLEL = ("ddp", "fsdp")
 
 
 def parallelize(
-    module: nn.Module, blocks: list[nn.Module], processes: Processes, kind: str, dtype: torch.dtype
+    module: nn.Module, blocks: list[nn.Module], processes: Processes, kind: str
 ) -> nn.Module:
     """Spreads a module over the processes.
 
@@ -20,21 +19,20 @@ def parallelize(
       module: on its device; its `forward` is what training calls.
       blocks: its repeated layers, the units of FSDP2.
       processes: from `Processes`.
-      kind: "ddp", or "fsdp": parameters, gradients and optimizer state are sharded.
-      dtype: FSDP2 gathers the parameters in this dtype; gradients are reduced in float32.
+      kind: "ddp", or "fsdp": parameters, gradients and optimizer state are sharded. Both keep parameters
+        and gradients in float32, so that a run may go on with the other; autocast rounds where it is safe.
 
     Returns:
       The module to call; with DDP a wrapper, with FSDP2 `module` itself, changed in place.
     """
     if kind == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(processes.device.type, (processes.world_size,))
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for block in blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        return fully_shard(module, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh)
+        return fully_shard(module, mesh=mesh)
     if processes.world_size == 1:
         return module
     devices = [processes.device.index] if processes.device.type == "cuda" else None

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,6 @@ from tqdm import tqdm
 
 from maskgit_pt.files import replacing, write_atomically
 from maskgit_pt.launch import Processes
-from train.run.board import Board
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -162,6 +163,52 @@ class Reporter:
         self._bar.close()
 
 
+class Board:
+    """Curves and pictures as TensorBoard reads them: one event file of a run; going on adds another.
+
+    Written at once and in this thread: the thread of PyTorch's `SummaryWriter` leaves a traceback, and an
+    error that names no file, when the disk is full.
+
+    Args:
+      folder: for the files; made if missing.
+      first_step: how many steps are done; TensorBoard forgets what earlier files say of later ones.
+
+    Raises:
+      ImportError: tensorboard is missing.
+      OSError: the file cannot be written; so do the methods.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        self._event, self._records, self._summary = Event, RecordWriter, summary
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time_ns()
+        self.path = folder / f"events.out.tfevents.{now}.{socket.gethostname()}.{os.getpid()}"
+        self._write(Event(file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.SessionStatus.START)
+        self._write(Event(step=first_step + 1, session_log=start))
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Adds a point to the curve of each name."""
+        event = self._event(step=step)
+        for name, value in values.items():
+            event.summary.MergeFrom(self._summary.scalar(name, value))
+        self._write(event)
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Adds a picture: uint8 [H, W, 3]."""
+        summary = self._summary.image(name, pixels, dataformats="HWC")
+        self._write(self._event(step=step, summary=summary))
+
+    def _write(self, event: object) -> None:
+        event.wall_time = time.time()
+        with self.path.open("ab") as file:
+            self._records(file).write(event.SerializeToString())
+
+
 def _short(line: dict[str, float]) -> str:
     parts = [f"{name} {line[name]:.4g}" for name in ("loss", "accuracy") if name in line]
     parts.append(f"{line['images_per_second']:.4g} img/s")
@@ -215,39 +262,3 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         if isinstance(line, dict) and "step" in line:
             lines.append(line)
     return lines
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Operations a second of a plain matrix product here: what MFU is a share of.
-
-    Args:
-      device, dtype: of the matrices.
-      seconds: how long to measure, after a warm-up.
-    """
-    size, calls = (8192, 4) if device.type == "cuda" else (1024, 1)
-    if device.type == "cpu":
-        _rate(device, dtype, 256, 1, 0.0)  # the first call prepares
-        if _rate(device, dtype, 256, 1, 0.0) * seconds < 2 * size**3:
-            size = 256  # a processor without instructions for this dtype
-    _rate(device, dtype, size, calls, seconds / 3)
-    return _rate(device, dtype, size, calls, seconds)
-
-
-def _rate(device: torch.device, dtype: torch.dtype, size: int, calls: int, seconds: float) -> float:
-    """Operations a second, over so many calls at a time for so many seconds.
-
-    On average; on a CPU, which other programs use as well, at best.
-    """
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    out = torch.empty_like(a)
-    times, start = [], time.perf_counter()
-    while not times or sum(times) < seconds:
-        for _ in range(calls):
-            torch.mm(a, a, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        times.append(now - start)
-        start = now
-    typical = min(times) if device.type == "cpu" else sum(times) / len(times)
-    return 2 * size**3 * calls / typical

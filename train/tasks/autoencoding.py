@@ -6,9 +6,7 @@ quantizer, perceptual and adversarial loss for the tokenizer, then the discrimin
 """
 
 import copy
-import functools
 import math
-from collections.abc import Iterator
 
 import ml_collections
 import torch
@@ -24,10 +22,12 @@ from train import evaluation, randomness, settings
 from train.configs import tokenizer_defaults
 from train.data import batches as data
 from train.evaluation.reference import load_reference
+from train.evaluation.sources import Source
 from train.run import distributed
 from train.run.metrics import Metrics
 from train.run.state import TrainState, whole_weights
 from train.tasks import optimizers, perceptual
+from train.tasks.base import Task
 from train.tasks.flops import count_operations
 
 TOKENIZER, DISCRIMINATOR = "tokenizer", "discriminator"
@@ -101,105 +101,77 @@ def temperature(config: ml_collections.ConfigDict, step: int) -> float:
     return config.tau_min + (config.tau_max - config.tau_min) * share
 
 
-class Autoencoding:
-    """The task that the loop runs; see `train.loop`.
+class Autoencoding(Task):
+    """Stage 1 as a task; see `Task`.
 
-    Args:
-      config: of the run.
-      processes: this process and its peers.
-
-    Raises:
-      FileNotFoundError, ValueError: images, weights or settings that do not fit.
+    Attributes:
+      tokenizer, discriminator: the networks; the latter None without adversarial loss.
+      average: the tokenizer's moving average, or None.
+      perceptual: the perceptual loss, or None.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, processes: Processes):
         check(config)
-        self.config, self.processes = config, processes
-        self.adversarial = config.vqgan.g_adversarial_loss_weight > 0
-        self.perceptual = perceptual.load(config, processes.device)
-        self.batches = data.open_images(config)
-        self.batches.share = data.Share(config.batch_size, processes.rank, processes.world_size)
-        self._eval_images = None
-        if config.eval_images:  # complains before hours of training
-            self._eval_images = evaluation.open_source(config.eval_images, config.image_size)
-
-    def describe(self) -> dict[str, object]:
-        """What `--dry_run` prints."""
-        with torch.device("meta"):
-            models = {"parameters": VQVAE(self.config)}
-            if self.adversarial:
-                models["parameters of the discriminator"] = Discriminator(self.config)
-        images = self.batches.order.num_images
-        sizes = {name: f"{sum(p.numel() for p in m.parameters()):,}" for name, m in models.items()}
-        return sizes | {
-            "images": f"{images:,}",
-            "steps an epoch": f"{images / self.config.batch_size:,.1f}",
-            "perceptual loss": "on" if self.perceptual else "off",
-            "work an image": f"{self.work_per_image / 1e9:,.1f} GFLOP",
-        }
-
-    @functools.cached_property
-    def work_per_image(self) -> float:
-        """Floating-point operations of a step on one image, a multiply-add counted as two.
-
-        1,311 GFLOP for the published configuration at 256 px: 945 of the tokenizer, 25 of the perceptual
-        loss, 62 of the way back through the discriminator, 279 of its own update.
-        """
-        config, judge = self.config, None
-        with torch.device("meta"):
-            tokenizer = VQVAE(config).train()
-            if self.adversarial:
-                judge = DiscriminatorLoss(Discriminator(config), config.vqgan)
-            images = torch.empty(1, 3, config.image_size, config.image_size)
-        compare = self.perceptual and copy.deepcopy(self.perceptual).to("meta")
-
-        def step() -> None:
-            fake = tokenizer(images)
-            loss = fake.sum()
-            if compare:
-                loss = loss + compare(images, fake)
-            if judge:
-                judge.requires_grad_(False)
-                loss = loss + judge.discriminator(fake).sum()
-            loss.backward()
-            if judge:
-                judge.requires_grad_(True)
-                sum(judge(images, fake.detach())).backward()
-
-        return float(count_operations(step))
-
-    def start(self) -> TrainState:
-        """Makes networks, averages and optimizers, spread over the processes."""
-        config, device = self.config, self.processes.device
+        super().__init__(config, processes)
+        device = processes.device
+        self.perceptual = perceptual.load(config, device)
+        self.batches = data.open_images(config, processes)
+        self.work_per_image = _work_per_image(config, self.perceptual)
+        self._eval_images, self._reference = _open_eval_images(config), None
+        self._scoring = self._make_scoring() if self._eval_images else None
         torch.manual_seed(config.seed)
         self.tokenizer = VQVAE(config).to(device).train()
-        state = TrainState({TOKENIZER: self.tokenizer}, {}, {}, torch.empty(0))
-        names = ["loss", "reconstruction_loss", "quantizer_loss", "perplexity", "codebook_usage"]
-        names += ["grad_norm"] + ["perceptual_loss"] * bool(self.perceptual)
-        self.average = None
-        if config.polyak_decay > 0:
-            average = VQVAE(config).to(device)
-            average.load_state_dict(self.tokenizer.state_dict())
-            self.average = optimizers.Average(average, config.polyak_decay)
-            state.averages[TOKENIZER] = average
-        if self.adversarial:
-            self.discriminator = Discriminator(config).to(device)
-            state.models[DISCRIMINATOR] = self.discriminator
-            self._judge = self._spread(DiscriminatorLoss(self.discriminator, config.vqgan))
-            names += ["adversarial_loss", "discriminator_loss", "gradient_penalty"]
+        self.average = self._make_average() if config.polyak_decay > 0 else None
+        self.discriminator = Discriminator(config).to(device) if _is_adversarial(config) else None
+        models = {TOKENIZER: self.tokenizer, DISCRIMINATOR: self.discriminator}
+        models = {name: model for name, model in models.items() if model is not None}
+        self.optimizers = {
+            name: optimizers.make_adamw(model, config.optimizer) for name, model in models.items()
+        }
         if config.compile:
             self.tokenizer.encoder.compile()
             self.tokenizer.decoder.compile()
         self._reconstruct = self._spread(Reconstruction(self.tokenizer))
-        for name, model in state.models.items():
-            state.optimizers[name] = optimizers.make_adamw(model, config.optimizer)
-        self.optimizers = state.optimizers
-        self.metrics = Metrics(names, device)
-        state.sums = self.metrics.sums
-        self._scoring = self._reference = None
-        if self._eval_images is not None:
-            self._scoring = self._make_scoring()
-        return state
+        self._judge = None
+        if self.discriminator is not None:
+            self._judge = self._spread(DiscriminatorLoss(self.discriminator, config.vqgan))
+        self.metrics = Metrics(self._metric_names(), device)
+        averages = {TOKENIZER: self.average.model} if self.average else {}
+        self.state = TrainState(models, averages, self.optimizers, self.metrics.sums)
+
+    @classmethod
+    def describe(
+        cls, config: ml_collections.ConfigDict, processes: Processes
+    ) -> tuple[dict[str, object], float]:
+        """See `Task.describe`."""
+        check(config)
+        compare = perceptual.load(config, processes.device)
+        images = data.open_images(config, processes).order.num_images
+        _open_eval_images(config)
+        with torch.device("meta"):
+            models = {"parameters": VQVAE(config)}
+            if _is_adversarial(config):
+                models["parameters of the discriminator"] = Discriminator(config)
+        sizes = {name: f"{sum(p.numel() for p in m.parameters()):,}" for name, m in models.items()}
+        work = _work_per_image(config, compare)
+        return sizes | {
+            "images": f"{images:,}",
+            "steps an epoch": f"{images / config.batch_size:,.1f}",
+            "perceptual loss": "on" if compare else "off",
+            "work an image": f"{work / 1e9:,.1f} GFLOP",
+        }, work
+
+    def _metric_names(self) -> list[str]:
+        names = ["loss", "reconstruction_loss", "quantizer_loss", "perplexity", "codebook_usage"]
+        names += ["grad_norm"] + ["perceptual_loss"] * bool(self.perceptual)
+        if self.discriminator is not None:
+            names += ["adversarial_loss", "discriminator_loss", "gradient_penalty"]
+        return names
+
+    def _make_average(self) -> optimizers.Average:
+        average = VQVAE(self.config).to(self.processes.device)
+        average.load_state_dict(self.tokenizer.state_dict())
+        return optimizers.Average(average, self.config.polyak_decay)
 
     def _make_scoring(self) -> evaluation.Context:
         """What scores are computed with: the same throughout the run, and had before it."""
@@ -208,29 +180,17 @@ class Autoencoding:
             None if config.eval_features == "off" else config.eval_features,
             config.inception_weights or None,
             device=self.processes.device,
+            workers=self.processes.patient(),
         )
 
     def _spread(self, module: nn.Module) -> nn.Module:
-        return distributed.parallelize(module, [], self.processes, "ddp", torch.float32)
-
-    def load(self, first_step: int, last_step: int) -> Iterator[dict[str, Tensor]]:
-        """This process's batches of these steps."""
-        pin = self.processes.device.type == "cuda"
-        return data.load(self.batches, first_step, last_step, self.config.data.num_workers, pin)
+        return distributed.parallelize(module, [], self.processes, "ddp")
 
     def step(self, batch: dict[str, Tensor], step: int) -> Tensor:
-        """One update of the tokenizer, then one of the discriminator on the same images.
-
-        Args:
-          batch: an item of `data.ImageBatches`.
-          step: from 0.
-
-        Returns:
-          A scalar tensor that is finite if and only if this step was sound.
-        """
+        """One update of the tokenizer, then one of the discriminator on the same images; see `Task.step`."""
         images = batch["pixels"].to(self.processes.device, non_blocking=True).float() / 255
         metrics, fake = self.update_tokenizer(images, step)
-        if self.adversarial:
+        if self.discriminator is not None:
             metrics |= self.update_discriminator(images, fake, step)
         values = torch.stack([metrics[name].double() for name in self.metrics.names])
         weights = torch.full_like(values, len(images))
@@ -240,9 +200,9 @@ class Autoencoding:
     def update_tokenizer(self, images: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """Images float32 [B, 3, H, W] in [0, 1] -> metrics, and the reconstructions."""
         config = self.config
-        if self.adversarial:
+        if self.discriminator is not None:
             self.discriminator.requires_grad_(False)
-        with self._autocast():
+        with self.autocast():
             fake, quantizer_loss, codes = self._reconstruct(
                 images, temperature(config.tau_anneal, step), self.noise(step)
             )
@@ -255,14 +215,15 @@ class Autoencoding:
             if self.perceptual:
                 metrics["perceptual_loss"] = self.perceptual(images, fake)
                 loss = loss + config.perceptual_loss_weight * metrics["perceptual_loss"]
-            if self.adversarial:
+            if self.discriminator is not None:
                 metrics["adversarial_loss"] = losses.generator_loss(
                     fake_logit=self.discriminator(fake), loss_type=config.vqgan.loss_type
                 )
                 weight = config.vqgan.g_adversarial_loss_weight
                 loss = loss + weight * metrics["adversarial_loss"]
         loss.backward()
-        metrics["grad_norm"] = self._update(TOKENIZER, self.tokenizer, config.optimizer.g_lr, step)
+        rate = self.learning_rate(step)
+        metrics["grad_norm"] = self.update(TOKENIZER, self.optimizers[TOKENIZER], rate)
         if self.average:
             self.average.update(self.tokenizer, step)
         metrics["perplexity"], _ = losses.get_perplexity(codes["encodings"].detach())
@@ -281,24 +242,12 @@ class Autoencoding:
     def update_discriminator(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
         """Real images and reconstructions [B, 3, H, W] -> metrics."""
         self.discriminator.requires_grad_(True)
-        with self._autocast():
+        with self.autocast():
             loss, penalty = self._judge(real, fake)
         (loss + penalty).backward()
-        self._update(DISCRIMINATOR, self.discriminator, self.config.optimizer.d_lr, step)
+        rate = self._rate(step, self.config.optimizer.d_lr)
+        self.update(DISCRIMINATOR, self.optimizers[DISCRIMINATOR], rate)
         return {"discriminator_loss": loss.detach(), "gradient_penalty": penalty.detach()}
-
-    def _update(self, name: str, model: nn.Module, lr: float, step: int) -> Tensor:
-        config, optimizer = self.config, self.optimizers[name]
-        norm = optimizers.clip_gradients(model.parameters(), config.optimizer.clip_norm)
-        rate = optimizers.learning_rate(config.optimizer, step, config.num_train_steps, lr)
-        optimizers.set_learning_rate(optimizer, rate)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bfloat16"
-        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=enabled)
 
     def noise(self, step: int) -> rng.Rng:
         """Where the Gumbel quantizer's noise of a step comes from; None for the other quantizer."""
@@ -308,17 +257,13 @@ class Autoencoding:
         generator = torch.Generator(self.processes.device)
         return generator.manual_seed(int(seed.integers(2**63)))
 
-    def about_batch(self, step: int) -> dict[str, list[int]]:
-        """Which images the global batch of a step holds."""
-        images, _, epochs = self.batches.order.at(step, data.Share(self.config.batch_size))
-        return {"images": images.tolist(), "epochs": epochs.tolist()}
-
     def learning_rate(self, step: int) -> float:
-        """Of this step, for the log."""
+        """The tokenizer's rate of this step."""
+        return self._rate(step, self.config.optimizer.g_lr)
+
+    def _rate(self, step: int, highest: float) -> float:
         config = self.config
-        return optimizers.learning_rate(
-            config.optimizer, step, config.num_train_steps, config.optimizer.g_lr
-        )
+        return optimizers.learning_rate(config.optimizer, step, config.num_train_steps, highest)
 
     def scores(self) -> dict[str, float]:
         """Reconstruction of `eval_images` by the averaged weights; called by all processes together.
@@ -359,6 +304,48 @@ class Autoencoding:
             images = self.batches[0]["pixels"][:count].to(self.processes.device).float() / 255
             both = torch.cat([images, tokenizer(images).clamp(0, 1)])
         return {"reconstructions": utils.visualize_images(both.cpu(), columns=len(images))}
+
+
+def _is_adversarial(config: ml_collections.ConfigDict) -> bool:
+    return config.vqgan.g_adversarial_loss_weight > 0
+
+
+def _open_eval_images(config: ml_collections.ConfigDict) -> Source | None:
+    if not config.eval_images:
+        return None
+    return evaluation.open_source(config.eval_images, config.image_size)
+
+
+def _work_per_image(
+    config: ml_collections.ConfigDict, compare: perceptual.PerceptualLoss | None
+) -> float:
+    """Floating-point operations of a step on one image, a multiply-add counted as two.
+
+    1,311 GFLOP for the published configuration at 256 px: 945 of the tokenizer, 25 of the perceptual
+    loss, 62 of the way back through the discriminator, 279 of its own update.
+    """
+    judge = None
+    with torch.device("meta"):
+        tokenizer = VQVAE(config).train()
+        if _is_adversarial(config):
+            judge = DiscriminatorLoss(Discriminator(config), config.vqgan)
+        images = torch.empty(1, 3, config.image_size, config.image_size)
+    compare = compare and copy.deepcopy(compare).to("meta")
+
+    def step() -> None:
+        fake = tokenizer(images)
+        loss = fake.sum()
+        if compare:
+            loss = loss + compare(images, fake)
+        if judge:
+            judge.requires_grad_(False)
+            loss = loss + judge.discriminator(fake).sum()
+        loss.backward()
+        if judge:
+            judge.requires_grad_(True)
+            sum(judge(images, fake.detach())).backward()
+
+    return float(count_operations(step))
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -1,8 +1,10 @@
-"""How much work networks do: operations counted on tensors without data."""
+"""How much work networks do, counted on tensors without data, and how much a machine could do."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -32,3 +34,39 @@ class _Counter(TorchDispatchMode):
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Operations a second of a plain matrix product here: what MFU is a share of.
+
+    Args:
+      device, dtype: of the matrices.
+      seconds: how long to measure, after a warm-up.
+    """
+    size, calls = (8192, 4) if device.type == "cuda" else (1024, 1)
+    if device.type == "cpu":
+        _rate(device, dtype, 256, 1, 0.0)  # the first call prepares
+        if _rate(device, dtype, 256, 1, 0.0) * seconds < 2 * size**3:
+            size = 256  # a processor without instructions for this dtype
+    _rate(device, dtype, size, calls, seconds / 3)
+    return _rate(device, dtype, size, calls, seconds)
+
+
+def _rate(device: torch.device, dtype: torch.dtype, size: int, calls: int, seconds: float) -> float:
+    """Operations a second, over so many calls at a time for so many seconds.
+
+    On average; on a CPU, which other programs use as well, at best.
+    """
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    out = torch.empty_like(a)
+    times, start = [], time.perf_counter()
+    while not times or sum(times) < seconds:
+        for _ in range(calls):
+            torch.mm(a, a, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        times.append(now - start)
+        start = now
+    typical = min(times) if device.type == "cpu" else sum(times) / len(times)
+    return 2 * size**3 * calls / typical

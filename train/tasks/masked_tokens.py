@@ -1,6 +1,7 @@
 """Stage 2: the transformer learns to fill in masked tokens (Chang et al. 2022, section 3.2)."""
 
-from collections.abc import Iterator
+import dataclasses
+from typing import Self
 
 import ml_collections
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from maskgit_pt import pipeline
+from maskgit_pt import pipeline, utils
 from maskgit_pt.launch import Processes
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
@@ -20,7 +21,8 @@ from train.data.tokens import tokenizer_fingerprint
 from train.run import distributed
 from train.run.metrics import Metrics
 from train.run.state import TrainState, whole_weights
-from train.tasks import networks, optimizers, pictures
+from train.tasks import networks, optimizers
+from train.tasks.base import Task
 
 NAME = "transformer"
 RATIO_BINS = 5  # the loss is also reported for mask ratios 0 to .2, .2 to .4, ...
@@ -78,122 +80,116 @@ class MaskedLoss(nn.Module):
         return (loss * weights).sum(-1) / weights.sum(-1), correct
 
 
-class MaskedTokens:
-    """The task that the loop runs; see `train.loop`.
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Where the tokens of a run come from.
 
-    Args:
-      config: of the run.
-      processes: this process and its peers.
+    Attributes:
+      batches: with masks; from token shards, or of images that are still to be tokenized.
+      tokenizer: None if the run has none: then there are no pictures.
+      num_codes: K.
+      num_tokens: n, of an image.
+    """
 
-    Raises:
-      FileNotFoundError, ValueError: data, tokenizer or settings that do not fit.
+    batches: data.Batches
+    tokenizer: nn.Module | None
+    num_codes: int
+    num_tokens: int
+
+    @classmethod
+    def open(cls, config: ml_collections.ConfigDict, processes: Processes) -> Self:
+        """Opens what the settings name; errors as `Task`."""
+        tokenizer = _load_tokenizer(config, processes.device)
+        if config.data.images:
+            num_tokens = (config.image_size // tokenizer.downsampling) ** 2
+            batches = data.open_images(config, processes, num_tokens)
+            return cls(batches, tokenizer, len(tokenizer.get_codebook_funct()), num_tokens)
+        batches = data.open_tokens(config, processes)
+        shards = batches.shards
+        if tokenizer is not None:
+            shards.require(tokenizer=tokenizer_fingerprint(tokenizer))
+        return cls(batches, tokenizer, shards.codebook_size, shards.num_tokens)
+
+
+class MaskedTokens(Task):
+    """Stage 2 as a task; see `Task`.
+
+    Attributes:
+      tokens: where they come from.
+      model: the transformer.
+      average: its moving average, or None.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, processes: Processes):
         check(config)
-        self.config, self.processes = config, processes
-        self.tokenizer = _load_tokenizer(config, processes.device)
-        if config.data.tokens:
-            self.batches = data.open_tokens(config)
-            shards = self.batches.shards
-            self.num_codes, self.num_tokens = shards.codebook_size, shards.num_tokens
-            if self.tokenizer is not None:
-                shards.require(tokenizer=tokenizer_fingerprint(self.tokenizer))
-        else:
-            self.batches = data.open_images(config)
-            self.num_codes = len(self.tokenizer.get_codebook_funct())
-            self.num_tokens = (config.image_size // self.tokenizer.downsampling) ** 2
-        self.batches.hide(config, self.num_tokens)
-        self.batches.share = data.Share(config.batch_size, processes.rank, processes.world_size)
-        self.work_per_image = networks.work_per_image(config, self.num_codes, self.num_tokens)
-
-    def describe(self) -> dict[str, object]:
-        """What `--dry_run` prints."""
-        with torch.device("cpu" if self.config.init_from else "meta"):
-            model = networks.make_model(self.config, self.num_codes, self.num_tokens)
-        if self.config.init_from:
-            networks.start_from(model, self.config.init_from)
-        self._check_sampling(model)
-        parameters = sum(p.numel() for p in model.parameters())
-        images = self.batches.order.num_images
-        return {
-            "parameters": f"{parameters:,}",
-            "images": f"{images:,} x {self.batches.order.crops} crops",
-            "tokens an image": f"{self.num_tokens} of {self.num_codes} codes",
-            "steps an epoch": f"{images / self.config.batch_size:,.1f}",
-            "work an image": f"{self.work_per_image / 1e9:.1f} GFLOP",
-        }
-
-    def start(self) -> TrainState:
-        """Makes networks, averages and optimizer, spread over the processes."""
-        config, device = self.config, self.processes.device
+        super().__init__(config, processes)
+        self.tokens = Tokens.open(config, processes)
+        self.batches, self.tokenizer = self.tokens.batches, self.tokens.tokenizer
+        self.work_per_image = _work_per_image(config, self.tokens)
         torch.manual_seed(config.seed)
-        model = networks.make_model(config, self.num_codes, self.num_tokens)
+        self.model = networks.make_model(config, self.tokens.num_codes, self.tokens.num_tokens)
+        if config.init_from:
+            networks.start_from(self.model, config.init_from)
+        _check_sampling(config, self.model, self.tokenizer)
+        self.average = self._make_average() if config.polyak_decay > 0 else None
+        self._loss = self._spread(self.model.to(processes.device))
+        self.optimizer = optimizers.make_adamw(self.model, config.optimizer)
+        ratios = [f"loss_at_ratio_{(i + 1) / RATIO_BINS:.1f}" for i in range(RATIO_BINS)]
+        self.metrics = Metrics(["loss", "accuracy", "grad_norm", *ratios], processes.device)
+        averages = {NAME: self.average.model} if self.average else {}
+        self.state = TrainState(
+            {NAME: self.model}, averages, {NAME: self.optimizer}, self.metrics.sums
+        )
+
+    @classmethod
+    def describe(
+        cls, config: ml_collections.ConfigDict, processes: Processes
+    ) -> tuple[dict[str, object], float]:
+        """See `Task.describe`."""
+        check(config)
+        tokens = Tokens.open(config, processes)
+        with torch.device("cpu" if config.init_from else "meta"):
+            model = networks.make_model(config, tokens.num_codes, tokens.num_tokens)
         if config.init_from:
             networks.start_from(model, config.init_from)
-        average = networks.make_model(config, self.num_codes, self.num_tokens)
-        average.load_state_dict(model.state_dict())
-        self._check_sampling(average)
-        self._loss = self._spread(model.to(device))
-        self.average = None
-        if config.polyak_decay > 0:
-            if config.parallel == "fsdp":
-                self._spread(average.to(device))
-            self.average = optimizers.Average(average.to(device), config.polyak_decay)
-        self.model = model
-        self.optimizer = optimizers.make_adamw(model, config.optimizer)
-        ratios = [f"loss_at_ratio_{(i + 1) / RATIO_BINS:.1f}" for i in range(RATIO_BINS)]
-        self.metrics = Metrics(["loss", "accuracy", "grad_norm", *ratios], device)
-        averages = {NAME: self.average.model} if self.average else {}
-        return TrainState({NAME: model}, averages, {NAME: self.optimizer}, sums=self.metrics.sums)
+        _check_sampling(config, model, tokens.tokenizer)
+        parameters = sum(p.numel() for p in model.parameters())
+        order, work = tokens.batches.order, _work_per_image(config, tokens)
+        return {
+            "parameters": f"{parameters:,}",
+            "images": f"{order.num_images:,} x {order.crops} crops",
+            "tokens an image": f"{tokens.num_tokens} of {tokens.num_codes} codes",
+            "steps an epoch": f"{order.num_images / config.batch_size:,.1f}",
+            "work an image": f"{work / 1e9:.1f} GFLOP",
+        }, work
 
-    def _check_sampling(self, model: nn.Module) -> None:
-        """Tries the settings of the pictures now rather than thousands of steps later."""
-        if self.tokenizer is None:
-            return
-        try:
-            maskgit = pipeline.MaskGIT(model, self.tokenizer)
-            maskgit.decoding(**self.config.sampling.to_dict())
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"config.sampling, config.tokenizer: {error}") from None
+    def _make_average(self) -> optimizers.Average:
+        average = networks.make_model(self.config, self.tokens.num_codes, self.tokens.num_tokens)
+        average.load_state_dict(self.model.state_dict())
+        average.to(self.processes.device)
+        if self.config.parallel == "fsdp":
+            self._spread(average)
+        return optimizers.Average(average, self.config.polyak_decay)
 
     def _spread(self, model: nn.Module) -> nn.Module:
         config = self.config
         loss = MaskedLoss(
-            model, self.num_codes, config.label_smoothing, config.compute_loss_for_all
+            model, self.tokens.num_codes, config.label_smoothing, config.compute_loss_for_all
         ).train()
         if config.compile:
             # One block, compiled once for all layers: gradients leave the backward pass block by block
             # and are reduced while it goes on.
             for block in model.blocks:
                 block.compile(dynamic=False)
-        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        return distributed.parallelize(loss, model.blocks, self.processes, config.parallel, dtype)
-
-    def load(self, first_step: int, last_step: int) -> Iterator[dict[str, Tensor]]:
-        """This process's batches of these steps."""
-        pin = self.processes.device.type == "cuda"
-        return data.load(self.batches, first_step, last_step, self.config.data.num_workers, pin)
+        return distributed.parallelize(loss, model.blocks, self.processes, config.parallel)
 
     def step(self, batch: dict[str, Tensor], step: int) -> Tensor:
-        """One update of the weights.
-
-        Args:
-          batch: an item of `data.Batches`.
-          step: from 0.
-
-        Returns:
-          A scalar tensor that is finite if and only if this step was sound.
-        """
-        config, device = self.config, self.processes.device
+        """See `Task.step`."""
+        device = self.processes.device
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         codes = batch["codes"] if "codes" in batch else self._tokenize(batch["pixels"])
         loss, correct = self.backward(codes, batch["masked"], batch["labels"])
-        norm = optimizers.clip_gradients(self.model.parameters(), config.optimizer.clip_norm)
-        rate = optimizers.learning_rate(config.optimizer, step, config.num_train_steps)
-        optimizers.set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = self.update(NAME, self.optimizer, self.learning_rate(step))
         if self.average:
             self.average.update(self.model, step)
         self._count(loss, correct, batch, norm)
@@ -211,12 +207,9 @@ class MaskedTokens:
         parts = self.config.accumulation_steps
         pieces = list(zip(*(value.chunk(parts) for value in (codes, masked, labels)), strict=True))
         results = []
-        autocast = torch.autocast(
-            codes.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
-        )
         for number, piece in enumerate(pieces, 1):
             with distributed.without_gradient_sync(self._loss, number == len(pieces)):
-                with autocast:
+                with self.autocast():
                     loss, correct = self._loss(*piece)
                 (loss.sum() / len(codes)).backward()
             results.append((loss.detach(), correct))
@@ -241,31 +234,18 @@ class MaskedTokens:
         values = torch.cat([torch.stack(head), loss.double() @ in_bin])
         self.metrics.add(values, torch.cat([torch.stack(counts), in_bin.sum(0)]))
 
-    def about_batch(self, step: int) -> dict[str, list[int]]:
-        """Which images the global batch of a step holds."""
-        share = data.Share(self.config.batch_size)
-        images, crops, epochs = self.batches.order.at(step, share)
-        return {"images": images.tolist(), "crops": crops.tolist(), "epochs": epochs.tolist()}
-
     def learning_rate(self, step: int) -> float:
         """Of this step, for the log."""
         return optimizers.learning_rate(self.config.optimizer, step, self.config.num_train_steps)
 
-    def scores(self) -> dict[str, float]:
-        """Nothing: `train.sweep --study=training` scores the checkpoints of a run."""
-        return {}
-
     def pictures(self) -> dict[str, Image.Image]:
-        """Samples, and tokens filled in, by the averaged weights; called by all processes.
-
-        Empty without a tokenizer, and in all processes but the main one.
-        """
+        """Samples, and tokens filled in, by the averaged weights; none without a tokenizer."""
         if self.tokenizer is None:
             return {}
         weights = whole_weights(self.average.model if self.average else self.model)
         if not self.processes.is_main:
             return {}
-        model = networks.make_model(self.config, self.num_codes, self.num_tokens)
+        model = networks.make_model(self.config, self.tokens.num_codes, self.tokens.num_tokens)
         model.load_state_dict(weights)
         maskgit = pipeline.MaskGIT(model.to(self.processes.device), self.tokenizer)
         batch = self.batches[0]
@@ -275,8 +255,8 @@ class MaskedTokens:
             else self._tokenize(batch["pixels"].to(self.processes.device))
         )
         return {
-            "samples": pictures.samples(maskgit, self.config),
-            "filled_in": pictures.filled_in(maskgit, codes, batch["labels"], batch["masked"]),
+            "samples": _samples(maskgit, self.config),
+            "filled_in": _filled_in(maskgit, codes, batch["labels"], batch["masked"]),
         }
 
 
@@ -297,6 +277,22 @@ def check(config: ml_collections.ConfigDict) -> None:
         settings.check_range(config, f"optimizer.{name}", 0)
 
 
+def _work_per_image(config: ml_collections.ConfigDict, tokens: Tokens) -> float:
+    return networks.work_per_image(config, tokens.num_codes, tokens.num_tokens)
+
+
+def _check_sampling(
+    config: ml_collections.ConfigDict, model: nn.Module, tokenizer: nn.Module | None
+) -> None:
+    """Tries the settings of the pictures now rather than thousands of steps later."""
+    if tokenizer is None:
+        return
+    try:
+        pipeline.MaskGIT(model, tokenizer).decoding(**config.sampling.to_dict())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.sampling, config.tokenizer: {error}") from None
+
+
 def _load_tokenizer(config: ml_collections.ConfigDict, device: torch.device) -> nn.Module | None:
     if bool(config.data.tokens) == bool(config.data.images):
         raise ValueError(
@@ -309,3 +305,44 @@ def _load_tokenizer(config: ml_collections.ConfigDict, device: torch.device) -> 
     if config.data.images:
         raise ValueError("config.data.images needs config.tokenizer to make tokens of them")
     return None
+
+
+def _samples(model: pipeline.MaskGIT, config: ml_collections.ConfigDict) -> Image.Image:
+    """A grid of generated images; the same noise every time.
+
+    Args:
+      model: with the weights to show.
+      config: of the run: how many, of which classes, by which settings.
+    """
+    count = config.eval_show_num
+    labels = [i * config.num_class // count for i in range(count)]
+    if config.num_class < count:
+        labels = [i % config.num_class for i in range(count)]
+    result = model.generate(labels, seed=config.seed, **config.sampling.to_dict())
+    return utils.visualize_images(result.images, columns=min(8, count))
+
+
+@torch.inference_mode()
+def _filled_in(
+    model: pipeline.MaskGIT, codes: Tensor, labels: Tensor, masked: Tensor, count: int = 8
+) -> Image.Image:
+    """Rows of: the image as the tokenizer gives it back, what the model sees of it, its most likely
+    completion in one step.
+
+    Args:
+      model: with the weights to show.
+      codes: int64 [B, n].
+      labels: int64 [B].
+      masked: bool [B, n].
+      count: how many to show.
+    """
+    codes, labels, masked = (v[:count].to(model.device) for v in (codes, labels, masked))
+    logits = model.transformer.code_logits(codes.where(~masked, -1), labels, model.num_codes)
+    guess = torch.where(masked, logits[..., : model.num_codes].argmax(-1), codes)
+    grid = (len(codes), model.side, model.side)
+    whole = model.tokens_to_images(codes.view(grid))
+    patch = model.image_size // model.side
+    visible = (~masked).view(grid)[:, None].repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    seen = torch.where(visible.cpu(), whole, 0.5)
+    rows = torch.cat([whole, seen, model.tokens_to_images(guess.view(grid))])
+    return utils.visualize_images(rows, columns=len(codes))
