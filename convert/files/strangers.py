@@ -1,11 +1,10 @@
 """What a file is that is no checkpoint, told from its first bytes: failed downloads, mostly."""
 
-import os
+import zipfile
 from pathlib import Path
 
-from convert.files import zip_file
-
 HEAD_BYTES = 512
+_MAX_ZIP = 2**24  # zipfile holds the directory of any size in memory
 
 # First bytes -> what the file is.
 _SIGNATURES = {
@@ -80,10 +79,12 @@ def _describe_folder(path: Path) -> str:
 
 
 def _describe_zip(path: Path) -> str:
+    if path.stat().st_size > _MAX_ZIP:
+        return "a zip archive"
     try:
-        with open(path, "rb") as file:
-            names = zip_file.read_directory(file, os.fstat(file.fileno()).st_size)
-    except ValueError:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         return "a damaged zip archive"
     if any(name.endswith(".npy") for name in names):
         return "a NumPy archive (.npz)"

@@ -6,6 +6,7 @@ than the copying itself, hence `Buffer`. A mapped page counts as ours once it wa
 """
 
 import contextlib
+import ctypes
 import math
 import mmap
 from collections.abc import Iterator, Sequence
@@ -107,6 +108,17 @@ class MappedFile:
         """Gives the memory back that was used for reading; what is read again is mapped again."""
         if self._map and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def release_pages(start: int, end: int) -> None:
+    """As `MappedFile.release`, for addresses that lie in one private mapping of a file."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = end // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if length > 0:
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def row_major(shape: Shape) -> Shape:

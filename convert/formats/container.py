@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from convert import flax_msgpack
 from convert.files import dtypes, flax_scanner, safetensors_file, torch_file
 from convert.files.flax_scanner import StoredArray, printable
-from convert.files.pickles import Name, Thing
+from convert.files.pickle_names import Thing
 from convert.files.strangers import HEAD_BYTES, describe_stranger
 from convert.files.tensors import MappedFile
-from convert.files.torch_file import StoredTensor
 from convert.rules import abbreviate
 
 _MAX_CANDIDATES = 16
@@ -112,20 +112,18 @@ def open_flax(path: Path) -> Container:
 def open_torch(path: Path) -> Container:
     """Raises ValueError: see `torch_file.read`; or there are no tensors by name in it."""
     file = torch_file.read(path)
-    tree = file.tree.items if isinstance(file.tree, Thing) and file.tree.items else file.tree
-    if not isinstance(tree, dict):
-        raise ValueError(f"holds {_describe(tree)}, not tensors by name (save its state_dict())")
+    if not isinstance(file.tree, dict) or isinstance(file.tree, Thing) and not file.tree:
+        raise ValueError(
+            f"holds {_describe(file.tree)}, not tensors by name (save its state_dict())"
+        )
     layout = "PyTorch" if file.layout == "zip" else "PyTorch's old"
-    mapped = MappedFile(path)
-    container = Container(path, TORCH.name, layout, [], things=file.things, release=mapped.release)
-    tree = {key: _mapped(value, mapped) for key, value in tree.items()}
-    tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor)}
+    container = Container(
+        path, TORCH.name, layout, [], things=dict(file.things), release=file.release
+    )
+    tensors = {name: value for name, value in file.tree.items() if _is_tensor(value)}
     if bare := _state_dict(None, tensors):
         container.candidates.append(bare)
-    for key, value in tree.items():
-        value = value.items if isinstance(value, Thing) and value.items else value
-        if isinstance(value, dict):
-            value = {k: _mapped(v, mapped) for k, v in value.items()}
+    for key, value in file.tree.items():
         found = (
             _state_dict(key, value) if isinstance(key, str) and isinstance(value, dict) else None
         )
@@ -144,17 +142,21 @@ def open_torch(path: Path) -> Container:
     return container
 
 
-def _mapped(value: Any, file: MappedFile) -> Any:
-    if not isinstance(value, StoredTensor):
-        return value
-    return file.tensor(value.dtype, value.shape, value.offset, value.stride)
+def _is_tensor(value: Any) -> bool:
+    """Whether it is a tensor of numbers in memory that is addressed by strides."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
 
 
 def _state_dict(wrapper: str | None, tree: dict) -> StateDict | None:
     result = StateDict(wrapper, {})
     for name, value in tree.items():
-        if isinstance(name, str) and isinstance(value, Tensor):
-            result.tensors[printable(name)] = value
+        if isinstance(name, str) and _is_tensor(value):
+            result.tensors[printable(name)] = value.detach()
         else:
             result.left_out.append(printable(str(name)[:_MAX_WORD]))
     prefix = _PREFIX.match(next(iter(result.tensors), ""))
@@ -175,8 +177,8 @@ def _is_plain(value: Any) -> bool:
 def _describe(value: Any) -> str:
     if isinstance(value, Thing):
         return f"an object of {value.kind}"
-    if isinstance(value, Name):
-        return f"the name of {value}"
+    if isinstance(value, type) and issubclass(value, Thing):
+        return f"the name of {value.kind}"
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)}"
     size = f" of {len(value):,}" if isinstance(value, dict | list | tuple) else ""

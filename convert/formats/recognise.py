@@ -11,7 +11,7 @@ from pathlib import Path
 
 from convert.checkpoint import Checkpoint, Given
 from convert.files import torch_file
-from convert.files.pickles import Refused
+from convert.files.pickle_names import Refused
 from convert.files.strangers import HEAD_BYTES, describe_stranger, is_pickle
 from convert.formats import FORMATS, container
 from convert.formats.container import Container, StateDict
@@ -125,13 +125,11 @@ def _open(path: Path) -> Container:
 
 def _refuse_hostile_pickle(path: Path, file: Path, head: bytes) -> None:
     """A bare pickle is no checkpoint; one that tries to act is worth a warning."""
-    if is_pickle(head):
-        try:
-            torch_file.read_pickle(file)
-        except Refused as error:
-            raise ValueError(f"{path}: not read: {error}; nothing of it was run") from None
-        except ValueError:
-            pass  # damaged; what it is is said by the caller
+    if is_pickle(head) and (names := torch_file.suspicious_names(file)):
+        listed = abbreviate([name.in_full for name in names])
+        raise ValueError(
+            f"{path}: not read: its pickle tries to run {listed}; nothing of it was run"
+        )
 
 
 def _weights_of(folder: Path) -> Path:

