@@ -25,7 +25,7 @@ import torch
 
 import convert
 from convert import __main__ as command
-from convert.files import torch_file
+from convert.files import limited, torch_file
 
 ROOT = Path(__file__).parents[2]
 
