@@ -17,7 +17,7 @@ from convert import formats, infer, rules
 from convert.checkpoint import Checkpoint, Given
 from convert.files import dtypes
 from convert.files.tensors import Buffer, as_bytes, one_thread
-from convert.formats.recognise import Recognised, recognise, writers
+from convert.formats.recognise import Recognised, open_checkpoint, recognise, writers
 from maskgit_pt.configs import vqgan_config
 from maskgit_pt.files import file_sha256
 
@@ -151,6 +151,15 @@ def inspect(
         things = [f"{name} ({count})" for name, count in found.container.things.items()]
         rows["objects"] = f"left unread: {rules.abbreviate(things, 8)}"
     return rows
+
+
+def fingerprint(path: str | Path) -> str:
+    """Hex SHA-256 over names, shapes and values of the weights: the same in every format.
+
+    Raises:
+      ValueError, OSError: one line that begins with the path.
+    """
+    return _look_through(open_checkpoint(path))[0]
 
 
 def _format(found: Recognised) -> str:

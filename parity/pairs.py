@@ -10,8 +10,6 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 import maskgit_pt
 from parity import weights
@@ -108,37 +106,6 @@ class TokenizerPair:
         return ours, self.code.tokenizer(config, train=True, dtype=self.dtype)
 
 
-def capture_torch(
-    module: nn.Module, names: Iterable[str], call: Callable[[], Any]
-) -> dict[str, Tensor]:
-    """What the submodules `names` return while `call` runs; for "NAME:input", what NAME is given.
-
-    Copies: the next operation may work in place.
-    """
-    captured: dict[str, Tensor] = {}
-    hooks = []
-    for name in names:
-        submodule = module.get_submodule(name.removesuffix(":input"))
-
-        def keep_output(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
-            captured[name] = output.detach().clone()
-
-        def keep_input(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-            captured[name] = inputs[0].detach().clone()
-
-        if name.endswith(":input"):
-            hooks.append(submodule.register_forward_pre_hook(keep_input))
-        else:
-            hooks.append(submodule.register_forward_hook(keep_output))
-    try:
-        with torch.no_grad():
-            call()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return captured
-
-
 def capture_flax(
     module: Any, paths: Iterable[str], variables: dict[str, Any], *inputs: Any, method: Any = None
 ) -> dict[str, np.ndarray]:
@@ -159,9 +126,3 @@ def capture_flax(
 
     captured = weights.flatten_intermediates(jit(run)(variables, *inputs))
     return {path.removesuffix("/__call__"): value for path, value in captured.items()}
-
-
-def nhwc(images: Any) -> np.ndarray:
-    """[B, C, H, W] -> [B, H, W, C] as numpy."""
-    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-    return np.ascontiguousarray(np.moveaxis(array, 1, -1))

@@ -47,16 +47,17 @@ class Subject:
 
     @property
     def full_size(self) -> bool:
-        return self.section != "tiny"
+        return self.section not in ("tiny", "pack")
 
 
 def config_of(size: str) -> ml_collections.ConfigDict:
     """The published configuration for 256 or 512 pixels, or the same network made small.
 
-    Small: 8 x 8 tokens of 64 codes from 128 pixels, 10 classes, 3 layers of width 96 with 6 heads.
+    "tiny": 8 x 8 tokens of 64 codes from 128 pixels, 10 classes, 3 layers of width 96 with 6 heads.
+    "pack", for a pack of a few megabytes: 6 x 6 tokens of 32 codes from 24 pixels, 2 layers of width 48.
     """
     config = maskgit_class_cond_config.get_config()
-    if size != "tiny":
+    if size not in ("tiny", "pack"):
         config.image_size = int(size)
         return config
     config.image_size, config.num_class = 128, 10
@@ -66,6 +67,15 @@ def config_of(size: str) -> ml_collections.ConfigDict:
     config.vqvae.update(
         {"codebook_size": 64, "filters": 32, "num_res_blocks": 1, "embedding_dim": 32}
     )
+    if size == "pack":
+        config.image_size = 24
+        config.transformer.update(
+            {"num_layers": 2, "num_embeds": 48, "intermediate_size": 144, "num_heads": 4}
+        )
+        config.transformer.patch_size = 4
+        config.vqvae.update(
+            {"codebook_size": 32, "embedding_dim": 8, "channel_multipliers": (1, 1, 2)}
+        )
     return config
 
 

@@ -13,7 +13,8 @@ from parity.bounds import FLOAT32
 from parity.checks.near_ties import History, NearTies, Settings
 from parity.compare import Record, compare, compare_exact
 from parity.jax_code import jax_options, jit
-from parity.pairs import TokenizerPair, TransformerPair, nhwc
+from parity.layers import nhwc
+from parity.pairs import TokenizerPair, TransformerPair
 from parity.stages import Finding, Picture
 
 

@@ -14,7 +14,8 @@ from maskgit_pt.libml import jax_random
 from maskgit_pt.utils import Bbox
 from parity.bounds import FLOAT32
 from parity.compare import Record, compare, compare_exact
-from parity.pairs import TokenizerPair, TransformerPair, nhwc
+from parity.layers import nhwc
+from parity.pairs import TokenizerPair, TransformerPair
 
 # Fractions of the image's side, in 64ths: top, left, height, width; some not on the token grid.
 _BOXES = ((16, 8, 32, 36), (50, 60, 14, 4), (5, 9, 7, 11))

@@ -18,7 +18,7 @@ from parity import weights
 from parity.bounds import FLOAT32, FLOAT64, R1_FLOAT64
 from parity.compare import Record, compare, compare_trees
 from parity.jax_code import JaxCode, jit
-from parity.pairs import nhwc
+from parity.layers import nhwc
 
 R1_COST = 10.0
 

@@ -14,7 +14,8 @@ from parity import pairs, weights
 from parity.bounds import FLOAT32, FLOAT64, Bounds
 from parity.compare import Record, compare, compare_exact, compare_trees
 from parity.jax_code import jit
-from parity.pairs import TokenizerPair, nhwc
+from parity.layers import capture_torch, nhwc, tokenizer_layers
+from parity.pairs import TokenizerPair
 from parity.stages import Finding, Picture
 
 TAU = 0.7
@@ -36,8 +37,8 @@ def activations(
         "decoder": (lambda: pair.ours.decode_from_indices(indices), jnp.asarray(indices.numpy())),
     }
     for name, (call, inputs) in runs.items():
-        paths = _paths(name, getattr(pair.ours, name))
-        ours = pairs.capture_torch(pair.ours, paths, call)
+        paths = tokenizer_layers(name, getattr(pair.ours, name))
+        ours = capture_torch(pair.ours, paths, call)
         theirs = pairs.capture_flax(
             pair.theirs, paths.values(), pair.variables, inputs, method=_METHODS[name]
         )
@@ -54,24 +55,6 @@ _METHODS = {
     "encoder": lambda module, images: module.encoder(images),
     "decoder": lambda module, indices: module.decode_from_indices(indices),
 }
-
-
-def _paths(name: str, coder: torch.nn.Module) -> dict[str, str]:
-    """PyTorch submodule -> Flax submodule; Flax numbers convolutions and norms in call order."""
-    norm = {"ChannelLayerNorm": "LayerNorm"}.get(
-        type(coder.norm_out).__name__, type(coder.norm_out).__name__
-    )
-    between = "downsample_convs" if name == "encoder" else "upsample_convs"
-    paths = {f"{name}.conv_in": f"{name}/Conv_0"}
-    for k in range(len(coder.res_blocks)):
-        paths[f"{name}.res_blocks.{k}"] = f"{name}/ResBlock_{k}"
-    convs = len(getattr(coder, between))
-    for i in range(convs):
-        paths[f"{name}.{between}.{i}"] = f"{name}/Conv_{i + 1}"
-    return paths | {
-        f"{name}.conv_out:input": f"{name}/{norm}_0",
-        f"{name}.conv_out": f"{name}/Conv_{convs + 1}",
-    }
 
 
 def results(

@@ -14,6 +14,7 @@ from parity import pairs, weights
 from parity.bounds import FLOAT64, Bounds
 from parity.compare import Record, compare, compare_exact, compare_trees
 from parity.jax_code import jit
+from parity.layers import capture_torch, transformer_layers
 from parity.pairs import TransformerPair
 
 LABEL_SMOOTHING = 0.1
@@ -33,26 +34,11 @@ def activations(
     pair: TransformerPair, ids: np.ndarray, atol: float = 0.0, rtol: float = 0.0
 ) -> Iterator[Record]:
     """Embedding, both halves of every layer, and the head's steps."""
-    paths = _paths(len(pair.ours.layers))
-    ours = pairs.capture_torch(pair.ours, paths, lambda: pair.ours(torch.from_numpy(ids).long()))
+    paths = transformer_layers(len(pair.ours.layers))
+    ours = capture_torch(pair.ours, paths, lambda: pair.ours(torch.from_numpy(ids).long()))
     theirs = pairs.capture_flax(pair.theirs, paths.values(), pair.variables, jnp.asarray(ids))
     for name, path in paths.items():
         yield compare(name, ours[name], theirs[path], atol, rtol)
-
-
-def _paths(layers: int) -> dict[str, str]:
-    """PyTorch submodule -> Flax submodule."""
-    paths = {"embed": "Embed_0"}
-    for i in range(layers):
-        flax_layer = f"TransformerLayer_{i}"
-        paths |= {
-            f"layers.{i}.attention.self_attention": f"{flax_layer}/Attention_0/self_attention",
-            f"layers.{i}.attention": f"{flax_layer}/Attention_0",
-            f"layers.{i}.mlp.intermediate_output": f"{flax_layer}/Mlp_0/intermediate_output",
-            f"layers.{i}.mlp": f"{flax_layer}/Mlp_0",
-        }
-    heads = ("mlm_dense", "mlm_ln", "mlm_bias")
-    return paths | {f"mlm_layer.{name}": f"MlmLayer_0/{name}" for name in heads}
 
 
 def our_logits(model: Any, ids: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from maskgit_pt.launch import Processes
 from maskgit_pt.libml.jax_random import Key
 from parity import weights
 from parity.jax_code import JaxCode, jit
-from parity.pairs import nhwc
+from parity.layers import nhwc
 from parity.training import optax_side
 from parity.training.run import Run, arrays, curves, gradients, one_thread
 from train.configs import tokenizer_defaults

@@ -18,7 +18,8 @@ from parity import jax_code, plan, subjects, weights  # noqa: E402
 from parity.bounds import FLOAT32  # noqa: E402
 from parity.checks import decoding, tokenizer  # noqa: E402
 from parity.checks.near_ties import History, NearTies, Settings  # noqa: E402
-from parity.pairs import TokenizerPair, nhwc  # noqa: E402
+from parity.layers import nhwc  # noqa: E402
+from parity.pairs import TokenizerPair  # noqa: E402
 from parity.stages import describe, run_stages  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "official"

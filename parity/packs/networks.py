@@ -1,0 +1,121 @@
+"""Runs our PyTorch networks and names what they compute as a pack does."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from convert import rules
+from convert.api import read_flat
+from convert.files import safetensors_file
+from maskgit_pt import VQVAE, Transformer
+from parity.layers import (
+    capture_torch,
+    nhwc,
+    tokenizer_layers,
+    transformer_layers,
+)
+
+NORM_OUT = "conv_out:input"  # what the last convolution is given: normalised and activated
+
+
+def stage_names(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Name in a pack -> submodule in PyTorch and in Flax, in the order of computation."""
+    if isinstance(model, Transformer):
+        layers = transformer_layers(len(model.layers))
+        names = {f"transformer.{ours}": (ours, theirs) for ours, theirs in layers.items()}
+        del names["transformer.mlm_layer.mlm_bias"]  # the logits, which have their own name
+        return names
+    names = {}
+    for half in ("encoder", "decoder"):
+        for ours, theirs in tokenizer_layers(half, getattr(model, half)).items():
+            names["tokenizer." + ours.replace(NORM_OUT, "norm_out")] = (ours, theirs)
+    return names
+
+
+def transformer_arrays(model: nn.Module, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Every layer's output and the logits for int [B, N]."""
+    names = {name: ours for name, (ours, _) in stage_names(model).items()}
+    found: dict[str, Any] = {}
+
+    def call() -> None:
+        found["logits"] = model(torch.tensor(ids).long())
+
+    captured = capture_torch(model, names.values(), call)
+    arrays = {name: as_numpy(captured[ours]) for name, ours in names.items()}
+    return arrays | {"transformer.logits": as_numpy(found["logits"])}
+
+
+def encoder_arrays(model: VQVAE, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Every map of the encoder, the indices and their distances for float [B, H, W, 3]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    pixels = pixels.to(next(model.parameters()).dtype)
+    found: dict[str, Any] = {}
+
+    def call() -> None:
+        found["quantized"], results = model.encode(pixels)
+        found["indices"] = results["encoding_indices"]
+
+    arrays = _maps(model, "encoder", call)
+    arrays["tokenizer.indices"] = found["indices"].numpy()
+    arrays["tokenizer.quantized"] = nhwc(found["quantized"].float())
+    return arrays
+
+
+def decoder_arrays(model: VQVAE, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Every map of the decoder and the images for int [B, h, w]."""
+    codes = torch.tensor(indices).long()
+    arrays = _maps(model, "decoder", lambda: model.decode_from_indices(codes))
+    last = arrays.pop("tokenizer.decoder.conv_out")
+    return arrays | {"tokenizer.images": last}
+
+
+def _maps(model: VQVAE, half: str, call: Callable[[], Any]) -> dict[str, np.ndarray]:
+    names = {name: ours for name, (ours, _) in stage_names(model).items() if ours.startswith(half)}
+    captured = capture_torch(model, names.values(), call)
+    return {name: np.moveaxis(as_numpy(captured[ours]), 1, -1) for name, ours in names.items()}
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """bfloat16 as float32, everything else as it is."""
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+@contextlib.contextmanager
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
+    """The model in another dtype, without a copy of all its weights; they come back bit by bit.
+
+    Only bfloat16 and float64 weights are held beside the float32 ones, one after the other.
+    """
+    before = {name: p.data for name, p in model.named_parameters()}
+    try:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        yield model
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.data = before[name]
+
+
+def from_official(path: str, kind: str, config: dict[str, Any]) -> nn.Module:
+    """Builds the model of `kind` from a pack's own weights, under Google's names.
+
+    Raises:
+      ValueError: the file does not fit the configuration.
+    """
+    places, _ = safetensors_file.read_header(path)
+    if any(not name.startswith("params/") for name in places):
+        raise ValueError(f"{path}: tensors are not named as in Google's files")
+    from safetensors.numpy import load_file
+
+    model = rules.build(kind, json.loads(json.dumps(config)))
+    model.load_state_dict(rules.to_torch(load_file(path), kind, config))
+    return model.eval()
+
+
+__all__ = ["read_flat"]
