@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -61,6 +62,39 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Writes `data` to `path`, whole or not at all; errors as `replacing`."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def check_destination(folder: str | os.PathLike, model_type: str) -> None:
+    """Refuses a folder where a model's files would stand among, or replace, those of something else.
+
+    Args:
+      folder: where `config.json` and `model.safetensors` are to be written.
+      model_type: of the model; an older one of this type may be replaced.
+
+    Raises:
+      NotADirectoryError: it is a file.
+      ValueError: it holds a training run, another kind of model, samples, or token shards.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; accepted: a folder for the model")
+    found = None
+    if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").exists():
+        found = "a training run"
+    elif (folder / "settings.json").exists():
+        found = "samples"
+    elif (folder / "manifest.json").exists() or (folder / "unfinished.json").exists():
+        found = "token shards"
+    elif (folder / "config.json").exists():
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+            kind = config.get("model_type") if isinstance(config, dict) else None
+        except ValueError:
+            kind = None
+        if kind != model_type:
+            found = f"a model of type {kind!r}" if kind else "the settings of something else"
+    if found:
+        raise ValueError(f"{folder} holds {found}, which stays as it is; choose another folder")
 
 
 def synchronise(path: str | os.PathLike) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from maskgit_pt.files import file_sha256, write_atomically
+from maskgit_pt.files import check_destination, file_sha256, write_atomically
 
 CONFIG_NAME = "config.json"
 READERS = "maskgit_pt.checkpoint_readers"  # entry points of packages that read other files
@@ -84,9 +84,13 @@ class PretrainedMixin:
         Args:
           folder: where to.
           metadata: strings to store in the header of the weights.
+
+        Raises:
+          ValueError, NotADirectoryError: the folder holds something else; see `files.check_destination`.
         """
         import safetensors.torch
 
+        check_destination(folder, self.model_type)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # A model that was moved to channels-last order is stored in plain order.

@@ -1,5 +1,6 @@
 """Command line: trains the transformer or the tokenizer from scratch."""
 
+import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,8 @@ def main(values: flags.FlagValues) -> int:
     device = launch.pick_device(values.device, values.threads or 0)
     advice = "try a larger --config.accumulation_steps or a smaller --config.batch_size"
     memory = launch.out_of_memory(device, f"--config.batch_size={values.config.batch_size}", advice)
-    with Processes(device) as processes, memory:
+    timeout = datetime.timedelta(minutes=values.config.get("timeout_minutes", 10.0))
+    with Processes(device, timeout=timeout) as processes, memory:
         if values.dry_run:
             _describe(values.config, processes)
             if values.output:

@@ -11,7 +11,7 @@ from absl import flags
 from torch import nn
 
 from maskgit_pt import command_line as cl
-from maskgit_pt.files import write_atomically
+from maskgit_pt.files import check_destination, write_atomically
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
@@ -21,7 +21,7 @@ from train.run.state import AVERAGES, MODELS
 
 PROGRAM = "maskgit-export"
 USAGE = """
-maskgit-export RUN --output=FOLDER [--step=N] [--noaverage]
+maskgit-export RUN --output=FOLDER [--step=N] [--noaverage] [--overwrite]
 
 Takes the averaged weights (EMA) of a run's newest checkpoint. The folder is one for from_pretrained and
 for every other command; maskgit-convert --input=FOLDER --output=FILE --to=flax makes the file that
@@ -36,6 +36,7 @@ flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", 0,
 flags.DEFINE_bool(
     "average", True, "The averaged weights; --noaverage: those of the last step.", flag_values=FLAGS
 )
+flags.DEFINE_bool("overwrite", False, "Replace a model that exists.", flag_values=FLAGS)
 _RUNS: list[str] = []
 
 
@@ -45,6 +46,10 @@ def main() -> int:
         raise cl.UsageError("name the folder of one run, and --output=FOLDER")
     run = Path(_RUNS[0])
     model, step = load(run, FLAGS.step, FLAGS.average)
+    output = Path(FLAGS.output)
+    check_destination(output, model.model_type)
+    if output.is_dir() and any(output.iterdir()) and not FLAGS.overwrite:
+        raise FileExistsError(f"{output} exists already; --overwrite replaces the model in it")
     model.save_pretrained(FLAGS.output, metadata={"step": str(step)})
     print(f"{FLAGS.output}: {type(model).__name__} of step {step}")
     return 0

@@ -37,6 +37,8 @@ def main() -> int:
         if not lines:
             raise FileNotFoundError(f"{run}: no metrics.jsonl with any line in it")
     output = Path(FLAGS.output or runs[0] / "curves.png")
+    if output.suffix.lower() != ".png":
+        raise cl.UsageError(f"--output={output}; accepted: the name of a .png file")
     draw(curves, output, FLAGS.smooth)
     print(output)
     return 0

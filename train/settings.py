@@ -19,7 +19,7 @@ FILE_NAME = "config.json"
 MAY_CHANGE = (
     "num_train_steps", "accumulation_steps", "data.tokens", "data.images", "data.num_workers",
     "tokenizer", "compile", "parallel", "log_every_steps", "checkpoint_every_steps",
-    "keep_checkpoints", "eval_every_steps", "eval_show_num", "sampling",
+    "keep_checkpoints", "timeout_minutes", "eval_every_steps", "eval_show_num", "sampling",
 )  # fmt: skip
 
 
@@ -163,6 +163,8 @@ def compare(config: ml_collections.ConfigDict, run: Path) -> None:
     path = run / FILE_NAME
     if not path.exists():
         return
+    if "model_type" in read(run):
+        raise ValueError(f"{run} holds a model, not a training run; name another --output")
     old, new = flatten(read(run)), flatten(json.loads(config.to_json()))
     for name in sorted(old.keys() | new.keys()):
         fixed = name not in MAY_CHANGE and name.split(".")[0] not in MAY_CHANGE

@@ -124,13 +124,13 @@ def _device() -> torch.device:
 
 def _tokenize(processes: Processes, device: torch.device) -> int:
     started = time.monotonic()
-    images = images_lib.open_images(FLAGS.images, FLAGS.split, FLAGS.num_classes)
+    images = processes.on_first(  # once, and the same for all
+        lambda: images_lib.open_images(FLAGS.images, FLAGS.split, FLAGS.num_classes)
+    )
     tokenizer = load_any(FLAGS.tokenizer, TOKENIZERS)
     settings = _settings(images, tokenizer)
-    if processes.is_main and images.num_ignored:
-        _say(
-            f"{images.num_ignored} files are not images by their names: {', '.join(images.ignored)}, ..."
-        )
+    if processes.is_main and images.left_out:
+        _say(f"{FLAGS.images}: {images.left_out}")
     writer, missing = _take_up(settings, -(-len(images) // FLAGS.shard_size), processes)
     dtype = torch.bfloat16 if FLAGS.dtype == "bfloat16" else torch.float32
     tokenizer = tokenizer.to(device, dtype)

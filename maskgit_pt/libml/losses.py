@@ -106,12 +106,21 @@ def get_perplexity(inputs: Tensor) -> tuple[Tensor, Tensor]:
       over the devices of `pmap`), and over this process alone. Equal without a process group.
     """
     local_probs = _at_least_float32(inputs.flatten(0, -2).mean(0))  # [K]
-    probs = local_probs
-    if dist.is_available() and dist.is_initialized():
-        probs = local_probs.clone()
-        dist.all_reduce(probs)
-        probs /= dist.get_world_size()
-    return _exp_entropy(probs), _exp_entropy(local_probs)
+    return _exp_entropy(_mean_over_processes(local_probs)), _exp_entropy(local_probs)
+
+
+def _mean_over_processes(x: Tensor) -> Tensor:
+    """The mean over the default process group, if there is one; gradients flow as if `x` were all of it.
+
+    Averaged over processes, as data-parallel training does, these are the gradients of the loss of the
+    whole batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    mean = x.detach().clone()
+    dist.all_reduce(mean)
+    mean /= dist.get_world_size()
+    return mean + (x - x.detach())
 
 
 def _exp_entropy(probs: Tensor) -> Tensor:
@@ -120,6 +129,9 @@ def _exp_entropy(probs: Tensor) -> Tensor:
 
 def entropy_loss(affinity: Tensor, loss_type: str = "softmax", temperature: float = 1.0) -> Tensor:
     """Entropy of each sample's codes minus entropy of their mean: sure codes, evenly used.
+
+    The mean is that over all processes of the default process group, so that the loss of a batch does not
+    depend on how many share it. (The official code takes it on each device of `pmap` alone.)
 
     Args:
       affinity: [..., K]; larger is nearer.
@@ -137,7 +149,7 @@ def entropy_loss(affinity: Tensor, loss_type: str = "softmax", temperature: floa
         target_probs = probs - (probs - one_hots).detach()
     elif loss_type != "softmax":
         raise ValueError(f"entropy loss type is {loss_type!r}; known: softmax, argmax")
-    avg_probs = target_probs.mean(0)
+    avg_probs = _mean_over_processes(target_probs.mean(0))
     avg_entropy = -(avg_probs * (avg_probs + _LOG_GUARD).log()).sum()
     sample_entropy = -(target_probs * log_probs).sum(-1).mean()
     return sample_entropy - avg_entropy

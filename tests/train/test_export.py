@@ -46,6 +46,39 @@ def test_a_run_becomes_a_file_of_google_format_and_comes_back(trained, tmp_path)
         assert torch.equal(back.state_dict()[name], value)
 
 
+def test_nothing_is_written_over_a_run_or_anything_else(trained, tmp_path, capsys):
+    run, state = trained
+    before = (run / "config.json").read_bytes()
+    assert export.cli([str(run), f"--output={run}", "--overwrite"]) == 1
+    assert f"{run} holds a training run, which stays as it is" in capsys.readouterr().err
+    model = state.models["transformer"]
+    with pytest.raises(ValueError, match="holds a training run"):
+        model.save_pretrained(run)
+    assert (run / "config.json").read_bytes() == before
+    for name, content, found in (
+        ("settings.json", "{}", "samples"),
+        ("manifest.json", "{}", "token shards"),
+        ("config.json", '{"model_type": "maskgit-vqgan"}', "a model of type 'maskgit-vqgan'"),
+        ("config.json", "{}", "the settings of something else"),
+    ):
+        folder = tmp_path / name / found.replace(" ", "")
+        folder.mkdir(parents=True)
+        (folder / name).write_text(content)
+        with pytest.raises(ValueError, match=f"holds {found}, which stays as it is"):
+            model.save_pretrained(folder)
+        assert [path.name for path in folder.iterdir()] == [name]
+    assert export.cli([str(run), f"--output={tmp_path / 'model'}"]) == 0
+    assert export.cli([str(run), f"--output={tmp_path / 'model'}", "--step=4"]) == 1
+    assert "exists already; --overwrite replaces the model" in capsys.readouterr().err
+    assert export.cli([str(run), f"--output={tmp_path / 'model'}", "--step=4", "--overwrite"]) == 0
+    with (
+        one_process() as processes,
+        pytest.raises(ValueError, match="holds a model, not a training"),
+    ):
+        loop.train(tiny_config("x"), tmp_path / "model", processes)
+    assert plot.cli([str(run), f"--output={run / 'config.json'}"]) == 2
+
+
 def test_no_such_run_or_step(trained, tmp_path, capsys):
     run, _ = trained
     assert export.cli([str(run), f"--output={tmp_path}", "--step=5"]) == 1

@@ -59,7 +59,10 @@ def test_class_folders(tmp_path):
     assert images.class_names == ["B", "a", "b"]
     assert names(images) == ["B/ü.jpg", "a/x/deep.png", "a/z.webp", "b/10.jpg", "b/2.JPEG"]
     assert images.labels.tolist() == [0, 1, 1, 2, 2] and images.labels.dtype == np.int64
-    assert (images.num_ignored, images.ignored) == (1, ["a/notes.txt"])
+    assert str(images.left_out) == (
+        "left out: 2 hidden files (.hidden, a/.y.jpg); 1 files outside class folders (readme.md); "
+        "1 files that are not images by their names (a/notes.txt)"
+    )
     assert images.read(0).mode == "RGB" and images.read(0).size == (24, 20)
     again = pickle.loads(pickle.dumps(images))
     assert names(again) == names(images) and again.fingerprint() == images.fingerprint()
@@ -90,7 +93,7 @@ def test_splits(tmp_path):
 @pytest.mark.parametrize("files, found", [
     ([], "found no folders and no files"),
     (["1.jpg", "2.jpg"], r"found no folders and 2 files \(1.jpg, 2.jpg\)"),
-    (["a/1.jpg", "b/readme.txt"], "1 of 2 class folders hold no images: b"),
+    (["a/readme.txt", "b/readme.txt"], r"the 2 class folders hold no images \(a, b\)"),
 ])  # fmt: skip
 def test_wrong_layouts(tmp_path, files, found):
     for name in files:
@@ -167,6 +170,54 @@ def test_tars(tmp_path):
         open_images(tmp_path / "set-{0..2}.tar")
 
 
+def test_names_with_dots_in_tars(tmp_path):
+    """The base name up to the known extension; what is part of another sample is counted and named."""
+    put_tar(tmp_path / "a.tar", {
+        "photo.v2.jpg": jpeg(), "photo.v2.cls": b"0", "22.05.jpg": jpeg(), "22.05.json": b"1",
+        "x/22.05.JPG": jpeg(), "x/22.05.cls": b"2",
+        "s.jpg": jpeg(), "s.seg.png": jpeg(), "s.cls": b"3", "s.txt": b"a caption",
+        "only.input.png": jpeg(), "only.cls": b"4", "._s.jpg": b"mac", "._s.cls": b"mac",
+    })  # fmt: skip
+    images = open_images(tmp_path / "a.tar")
+    found = {images.name(i)[6:]: images.labels[i] for i in range(len(images))}
+    assert found == {
+        "photo.v2.jpg": 0, "22.05.jpg": 1, "x/22.05.JPG": 2, "s.jpg": 3, "only.input.png": 4,
+    }  # fmt: skip
+    assert str(images.left_out) == (
+        "left out: 1 files that are neither image nor label (a.tar/s.txt); 2 hidden files (a.tar/._s.jpg, "
+        "a.tar/._s.cls); 1 further images of a sample (a.tar/s.seg.png)"
+    )
+
+
+def test_class_names_in_tars(tmp_path):
+    put_tar(tmp_path / "a.tar", {
+        "1.jpg": jpeg(), "1.cls": b"dog\n", "2.jpg": jpeg(), "2.json": b'{"label": "cat"}',
+    })  # fmt: skip
+    images = open_images(tmp_path / "a.tar")
+    assert images.class_names == ["cat", "dog"] and images.labels.tolist() == [1, 0]
+    ids = imagenet.wordnet_ids()
+    put_tar(tmp_path / "b.tar", {"1.jpg": jpeg(), "1.cls": ids[7].encode()})
+    images = open_images(tmp_path / "b.tar")
+    assert images.class_names == ids and images.labels.tolist() == [7]
+
+
+def test_what_servers_and_archives_add_to_folders(tmp_path):
+    put(tmp_path / "a" / "1.jpg")
+    put(tmp_path / "c" / "2.jpg")
+    (tmp_path / "b").mkdir()
+    for junk in ("@eaDir", "lost+found", "__MACOSX", "a/@eaDir"):
+        put(tmp_path / junk / "1.jpg")
+    (tmp_path / "a" / "gone.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "a" / "round.jpg").symlink_to("round.jpg")
+    images = open_images(tmp_path)
+    assert names(images) == ["a/1.jpg", "c/2.jpg"] and images.labels.tolist() == [0, 2]
+    assert images.class_names == ["a", "b", "c"]
+    told = str(images.left_out)
+    for what in ("4 files or folders of a system (", "2 dead links (a/gone.jpg, a/round.jpg)",
+                 "1 class folders without images, which keep their numbers (b)"):  # fmt: skip
+        assert what in told
+
+
 def test_tars_of_splits(tmp_path):
     put_tar(tmp_path / "train-0.tar", {"a.jpg": jpeg(), "a.cls": b"0"})
     put_tar(tmp_path / "val-0.tar", {"b.jpg": jpeg(), "b.cls": b"0"})
@@ -179,8 +230,11 @@ def test_tars_of_splits(tmp_path):
     ({"a.jpg": b"x"}, "'a' is an image without a label"),
     ({"a.cls": b"1"}, "'a' is a label without an image"),
     ({"a.txt": b"1"}, "no images in it"),
-    ({"a.jpg": b"x", "a.cls": b"-1"}, "accepted: a number, 0 to 65535"),
-    ({"a.jpg": b"x", "a.cls": b"cat"}, "label 'a.cls' is .*cat"),
+    ({"a.jpg": b"x", "a.cls": b"-1"}, "accepted: a number from 0 to 65535, or the name of a class"),
+    ({"a.jpg": b"x", "a.cls": b"1.9"}, "label 'a.cls' is '1.9'"),
+    ({"a.jpg": b"x", "a.cls": b""}, "label 'a.cls' is ''"),
+    ({"a.jpg": b"x", "a.cls": b"cat", "b.jpg": b"x", "b.cls": b"7"}, "label is 7, others are names such as"),
+    ({"a.1.jpg": b"x", "a.2.jpg": b"x", "a.cls": b"7"}, "'a.1' is an image without a label"),
     ({"a.jpg": b"x", "a.cls": b"9" * 9000}, "label 'a.cls'"),
     ({"a.jpg": b"x", "a.json": b"[" * 100_000}, "label 'a.json'"),
     ({"a.jpg": b"x", "a.json": b'{"class": 1}'}, "label 'a.json' is 'None'"),
@@ -189,7 +243,7 @@ def test_tars_of_splits(tmp_path):
 ])  # fmt: skip
 def test_wrong_tars(tmp_path, members, message):
     put_tar(tmp_path / "x.tar", members)
-    with pytest.raises(ValueError, match=f"x.tar: .*{message}") as error:
+    with pytest.raises(ValueError, match=f"x.tar.*: .*{message}") as error:
         open_images(tmp_path / "x.tar")
     assert len(str(error.value)) < 400 and "\n" not in str(error.value)
 

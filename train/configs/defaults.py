@@ -60,6 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
             "precision": "bfloat16",  # autocast; or float32
             "compile": True,
             "parallel": "ddp",  # or "fsdp": shards parameters and optimizer state (FSDP2)
+            "timeout_minutes": 10.0,  # how long processes wait for one that does not answer
             "log_every_steps": 100,
             "checkpoint_every_steps": 5000,
             "keep_checkpoints": 3,

@@ -51,6 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
             "polyak_decay": official.polyak_decay,  # EMA; 0: none
             "precision": "bfloat16",  # autocast; or float32. The quantizer stays in float32
             "compile": True,
+            "timeout_minutes": 10.0,  # how long processes wait for one that does not answer
             "log_every_steps": 100,
             "checkpoint_every_steps": 5000,
             "keep_checkpoints": 3,

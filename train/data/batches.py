@@ -245,7 +245,10 @@ def open_images(
             "config.data.images is not set; accepted: a folder with a folder a class, ImageNet as Kaggle "
             "has it (with config.data.split), or WebDataset tar files"
         )
-    collection = images_lib.open_images(data.images, data.split or None)
+    # Once, and the same for all: the order of the images must not differ between machines.
+    collection = processes.on_first(lambda: images_lib.open_images(data.images, data.split or None))
+    if processes.is_main and collection.left_out:
+        print(f"{data.images}: {collection.left_out}", file=sys.stderr)
     _check_labels(config, len(collection.class_names), data.images)
     masks = masking.settings(config, num_tokens) if num_tokens else None
     share = Share.of(config, processes)

@@ -52,21 +52,58 @@ class Names:
         return hashlib.sha256(ends.astype("<i8").tobytes() + self._text).digest()
 
 
+class LeftOut:
+    """Counts and names what a reader leaves out, by reason.
+
+    Attributes:
+      counts: reason -> how many.
+      examples: reason -> the first few names.
+    """
+
+    _FEW = 3
+
+    def __init__(self):
+        self.counts: dict[str, int] = {}
+        self.examples: dict[str, list[str]] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        """Notes one."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        names = self.examples.setdefault(reason, [])
+        if len(names) < self._FEW:
+            names.append(name)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        """One line; empty if nothing was left out."""
+        parts = []
+        for reason, count in self.counts.items():
+            more = ", ..." if count > self._FEW else ""
+            parts.append(f"{count} {reason} ({', '.join(self.examples[reason])}{more})")
+        return "left out: " + "; ".join(parts) if parts else ""
+
+
 class Images:
     """Pictures with classes, in a fixed order. Subclasses bring `_read_bytes`.
 
     Attributes:
       labels: int64 [n] in [0, len(class_names)).
       class_names: one for each class.
-      ignored: files that were left out because they are not of a picture's kind, at most a few.
-      num_ignored: how many those were.
+      left_out: what of the collection is no image of it, and why.
     """
 
-    def __init__(self, names: Names, labels: Sequence[int] | np.ndarray, class_names: list[str]):
+    def __init__(
+        self,
+        names: Names,
+        labels: Sequence[int] | np.ndarray,
+        class_names: list[str],
+        left_out: "LeftOut | None" = None,
+    ):
         self._names, self.class_names = names, class_names
         self.labels = np.asarray(labels, np.int64)
-        self.ignored: list[str] = []
-        self.num_ignored = 0
+        self.left_out = LeftOut() if left_out is None else left_out
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,11 +138,6 @@ class Images:
 
     def _read_bytes(self, index: int) -> bytes:
         raise NotImplementedError
-
-    def _ignore(self, name: str) -> None:
-        self.num_ignored += 1
-        if len(self.ignored) < 5:
-            self.ignored.append(name)
 
 
 def decode(data: bytes, name: str) -> Image.Image:

@@ -7,17 +7,28 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.image_base import EXTENSIONS, Images, Names
+from train.data.image_base import EXTENSIONS, Images, LeftOut, Names
 
 KAGGLE_DATA = Path("ILSVRC/Data/CLS-LOC")
 KAGGLE_LABELS = "LOC_val_solution.csv"
+_JUNK = frozenset(
+    ("@eadir", "lost+found", "__macosx", "#recycle", "#snapshot", "$recycle.bin")
+    + ("system volume information", "thumbs.db", "desktop.ini")
+)
 
 
 class FolderImages(Images):
     """Files below a folder."""
 
-    def __init__(self, root: Path, names: Names, labels: np.ndarray, class_names: list[str]):
-        super().__init__(names, labels, class_names)
+    def __init__(
+        self,
+        root: Path,
+        names: Names,
+        labels: np.ndarray,
+        class_names: list[str],
+        left_out: LeftOut,
+    ):
+        super().__init__(names, labels, class_names, left_out)
         self.root = root
 
     def _read_bytes(self, index: int) -> bytes:
@@ -33,33 +44,30 @@ def is_image(name: str) -> bool:
 def open_class_folders(root: Path, classes: list[str]) -> FolderImages:
     """torchvision's ImageFolder: classes are the sorted names of the folders.
 
-    Images may lie in folders below the folder of their class. Hidden files are left out, files without
-    the extension of a picture counted in `num_ignored`.
+    Images may lie in folders below the folder of their class. A class without images keeps its number.
+    What else is there is noted in `left_out`: hidden files, files without the extension of an image, dead
+    links, and the folders that file servers and archives add.
 
     Raises:
-      ValueError: a class has no images.
+      ValueError: no class has images.
     """
-    names, labels, ignored, empty = Names(), [], [], []
+    names, labels, left_out = Names(), [], LeftOut()
+    for name, is_folder in _entries(root, left_out):
+        if not is_folder:
+            left_out.add("files outside class folders", name)
     for label, name in enumerate(classes):
-        files = sorted(_walk(root / name, name))
         before = len(names)
-        for file in files:
-            if is_image(file.rpartition("/")[2]):
-                names.append(file)
-            else:
-                ignored.append(file)
+        for file in sorted(_walk(root / name, name, left_out)):
+            names.append(file)
         labels.append(np.full(len(names) - before, label, np.int64))
         if len(names) == before:
-            empty.append(name)
-    if empty:
+            left_out.add("class folders without images, which keep their numbers", name)
+    if not len(names):
         raise ValueError(
-            f"{root}: {len(empty)} of {len(classes)} class folders hold no images: "
-            f"{', '.join(empty[:5])}; accepted: a folder a class, with {_extensions()} files"
+            f"{root}: the {len(classes)} class folders hold no images ({', '.join(classes[:5])}); "
+            f"accepted: a folder a class, with {_extensions()} files"
         )
-    images = FolderImages(root, names, np.concatenate(labels), classes)
-    for file in ignored:
-        images._ignore(file)
-    return images
+    return FolderImages(root, names, np.concatenate(labels), classes, left_out)
 
 
 def open_kaggle_validation(folder: Path) -> FolderImages:
@@ -88,20 +96,14 @@ def open_kaggle_validation(folder: Path) -> FolderImages:
             raise ValueError(f"{table}: class {extra[0]} is not among the folders of {train}")
         classes = known
     number = {name: label for label, name in enumerate(classes)}
-    names, labels, ignored = Names(), [], []
-    for file in sorted(_walk(folder, "")):
-        if not is_image(file.rpartition("/")[2]):
-            ignored.append(file)
-            continue
+    names, labels, left_out = Names(), [], LeftOut()
+    for file in sorted(_walk(folder, "", left_out)):
         key = file.rpartition("/")[2].rpartition(".")[0]
         if key not in wordnet_ids:
             raise ValueError(f"{table}: no label for {file} of {folder}")
         names.append(file)
         labels.append(number[wordnet_ids[key]])
-    images = FolderImages(folder, names, np.array(labels, np.int64), classes)
-    for file in ignored:
-        images._ignore(file)
-    return images
+    return FolderImages(folder, names, np.array(labels, np.int64), classes, left_out)
 
 
 def find_kaggle_labels(folder: Path) -> Path | None:
@@ -128,24 +130,45 @@ def _read_kaggle_labels(path: Path) -> dict[str, str]:
     return labels
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[str]:
-    """All files below a folder as `prefix/...`, links followed, hidden ones left out."""
-    seen, stack = set(), [(str(folder), prefix)]
+def is_junk(name: str) -> bool:
+    """Whether a folder is one that a file server, an archive or a system has added."""
+    return name.lower() in _JUNK
+
+
+def _entries(folder: Path | str, left_out: LeftOut, prefix: str = "") -> list[tuple[str, bool]]:
+    """Names in a folder, and whether they are folders; hidden ones, those of systems and dead links are
+    noted instead."""
+    kept = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                left_out.add("hidden files", prefix + entry.name)
+            elif is_junk(entry.name):
+                left_out.add("files or folders of a system", prefix + entry.name)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                left_out.add("dead links", prefix + entry.name)
+            else:
+                kept.append((entry.name, entry.is_dir()))
+    return kept
+
+
+def _walk(folder: Path, prefix: str, left_out: LeftOut) -> Iterator[str]:
+    """All images below a folder as `prefix/...`, links followed."""
+    seen, stack = set(), [(str(folder), f"{prefix}/" if prefix else "")]
     while stack:
         path, prefix = stack.pop()
         status = os.stat(path)
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+            left_out.add("links to a folder that is read already", prefix.rstrip("/"))
             continue
         seen.add((status.st_dev, status.st_ino))
-        with os.scandir(path) as entries:
-            for entry in entries:
-                name = f"{prefix}/{entry.name}" if prefix else entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    stack.append((entry.path, name))
-                else:
-                    yield name
+        for name, is_folder in _entries(path, left_out, prefix):
+            if is_folder:
+                stack.append((os.path.join(path, name), f"{prefix}{name}/"))
+            elif is_image(name):
+                yield prefix + name
+            else:
+                left_out.add("files that are not images by their names", prefix + name)
 
 
 def _extensions() -> str:

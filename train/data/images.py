@@ -31,10 +31,14 @@ def open_images(
 ) -> Images:
     """Opens a collection of labelled images; what it is, is recognised from what is there.
 
-    - ImageFolder: a folder a class; classes are numbered by the sorted names of the folders.
+    - ImageFolder: a folder a class; classes are numbered by the sorted names of the folders. A class
+      without images keeps its number.
     - Kaggle's ImageNet: the root of the download with split "train" or "val", or a folder inside it.
       Class = place among the sorted WordNet ids, as in every published ImageNet model.
-    - WebDataset: uncompressed tar files with key.jpg beside key.cls or key.json.
+    - WebDataset: uncompressed tar files with key.jpg beside key.cls or key.json, which hold a number or
+      the name of a class.
+
+    What is there and is no image of the collection is counted and named in `left_out`.
 
     The order is stable (sorted by name; inside tar files, as stored): an index means the same image on
     every machine.
@@ -82,7 +86,7 @@ def _look(path: Path) -> tuple[list[str], list[str]]:
     folders, files = [], []
     with os.scandir(path) as entries:
         for entry in entries:
-            if not entry.name.startswith("."):
+            if not entry.name.startswith(".") and not image_folders.is_junk(entry.name):
                 (folders if entry.is_dir() else files).append(entry.name)
     return sorted(folders), sorted(files)
 

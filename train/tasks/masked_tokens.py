@@ -264,6 +264,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Refuses settings out of range; ValueError names the field."""
     settings.check_fields(config, defaults.get_config())
     settings.check_choice(config, "model", networks.MODELS)
+    settings.check_range(config, "timeout_minutes", 0.1)
     settings.check_choice(config, "precision", ("bfloat16", "float32"))
     settings.check_choice(config, "parallel", distributed.PARALLEL)
     settings.check_choice(config, "optimizer.decay", optimizers.DECAYS)
