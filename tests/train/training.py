@@ -22,22 +22,30 @@ TIMES = ("images_per_second", "mfu", "memory_gib")  # metrics that no two runs s
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 
 
-def make_shards(folder: Path, images: int = 90, crops: int = 2, side: int = 4) -> Path:
-    """Tokens of 16 codes in 5 classes, in two shards; the class tells most of an image."""
+def make_shards(
+    folder: Path,
+    images: int = 90,
+    crops: int = 2,
+    side: int = 4,
+    codes: int = 16,
+    classes: int = 5,
+    image_size: int = 16,
+) -> Path:
+    """Tokens in two shards; the class tells most of an image."""
     rng = np.random.default_rng(0)
     writer = ShardWriter(
         folder,
         grid=(side, side),
         crops=crops,
-        codebook_size=16,
-        class_names=[f"class {i}" for i in range(5)],
-        image_size=16,
+        codebook_size=codes,
+        class_names=[f"class {i}" for i in range(classes)],
+        image_size=image_size,
         tokenizer="none",
     )
     for number, count in enumerate((images // 2, images - images // 2)):
-        labels = rng.integers(0, 5, count)
+        labels = rng.integers(0, classes, count)
         tokens = 3 * labels[:, None, None] + np.arange(side * side)
-        tokens = (tokens + rng.integers(0, 2, (count, crops, side * side))) % 16
+        tokens = (tokens + rng.integers(0, 2, (count, crops, side * side))) % codes
         writer.write(number, tokens, labels)
     writer.finish(2)
     return folder

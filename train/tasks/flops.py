@@ -1,10 +1,12 @@
 """How much work networks do, counted on tensors without data, and how much a machine could do."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -17,6 +19,27 @@ def count_operations(function: Callable[[], Any]) -> int:
     with _Counter() as counter:
         function()
     return counter.total
+
+
+def count_saved_bytes(function: Callable[[], Any], constants: Iterable[Tensor] = ()) -> int:
+    """Bytes that the calls of a function keep for the backward pass, each storage once.
+
+    Args:
+      function: called once.
+      constants: tensors that are there anyway: parameters.
+    """
+    known = {tensor.untyped_storage()._cdata for tensor in constants}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage  # held, so that its address is not used again
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 class _Counter(TorchDispatchMode):

@@ -1,15 +1,19 @@
 """The networks of a run: built from its settings, started from trained weights, and the work they take."""
 
+import copy
+import dataclasses
 import math
 
 import ml_collections
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.pretrained import load_any
+from train.tasks.flops import count_saved_bytes
 
 MODELS = ("maskgit_transformer", "besnier_transformer")
 # Parameters with a row for every position, in either network.
@@ -107,3 +111,62 @@ def work_per_image(config: ml_collections.ConfigDict, num_codes: int, num_tokens
     layer = 2 * N * (4 * D * D + 2 * D * wide) + 4 * N * N * D
     outer = 2 * N * D * D * (3 if config.model == "besnier_transformer" else 1)
     return 3.0 * (sizes.num_layers * layer + outer + 2 * N * D * num_codes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """A model of what training holds, in bytes; not a measurement.
+
+    Attributes:
+      fixed: parameters, gradients, two moments and the average in float32, and the copies of the parameters
+        in half precision.
+      an_image: what the forward pass keeps for the backward pass. Compiled layers keep less.
+    """
+
+    fixed: int
+    an_image: int
+
+
+def memory_of_training(
+    config: ml_collections.ConfigDict, num_codes: int, num_tokens: int
+) -> Memory:
+    """Counts the memory of training on tensors without data, for attention that keeps no probabilities."""
+    one, two = (_kept(config, num_codes, num_tokens, layers) for layers in (1, 2))
+    layer = two[1] - one[1]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in make_model(config, num_codes, num_tokens).parameters())
+    copies = 4 + (config.polyak_decay > 0)
+    half = 2 if config.precision == "bfloat16" else 0
+    return Memory(
+        (4 * copies + half) * parameters, one[1] + (config.transformer.num_layers - 1) * layer
+    )
+
+
+def _kept(
+    config: ml_collections.ConfigDict, num_codes: int, num_tokens: int, layers: int
+) -> tuple[int, int]:
+    """Bytes kept whatever the batch, and for each image, with so many layers."""
+    small = copy.deepcopy(config)
+    small.transformer.num_layers = layers
+    with torch.device("meta"):
+        model = make_model(small, num_codes, num_tokens).train()
+    for (
+        module
+    ) in model.modules():  # fused kernels keep no probabilities; the CPU's fall back with dropout
+        for name in ("dropout_rate", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    counts = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        for batch in (1, 2):
+            tokens = torch.zeros(batch, num_tokens, dtype=torch.int64)
+            labels = torch.zeros(batch, dtype=torch.int64)
+
+            def forward(tokens: Tensor = tokens, labels: Tensor = labels) -> None:
+                with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+                    logits = model.code_logits(tokens, labels, num_codes)
+                F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+
+            counts.append(count_saved_bytes(forward, model.parameters()))
+    return 2 * counts[0] - counts[1], counts[1] - counts[0]
