@@ -347,7 +347,8 @@ class MaskGIT:
         Returns:
           As `generate`; on a GPU still being copied: call `wait()` before reading.
         """
-        labels = labels.to(self.device)
+        # A copy: tensors from outside `inference_mode` would make compiled networks compile once more.
+        labels = labels.to(self.device, copy=True)
         if tokens is None:
             tokens = torch.full((len(labels), self.num_tokens), samplers.base.MASK)
         weights = self._weights(options)
