@@ -7,6 +7,7 @@ from absl import flags
 from tqdm import tqdm
 
 from convert import api, formats, inspection
+from convert.checkpoint import WEIGHTS
 from convert.files import dtypes
 from maskgit_pt import command_line
 
@@ -57,6 +58,13 @@ flags.DEFINE_bool(
     "verify", True, "Read the output back and compare; --noverify saves a third.", flag_values=FLAGS
 )
 flags.DEFINE_bool("overwrite", False, "Replace an output that exists.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "weights",
+    None,
+    WEIGHTS,
+    "Which weights to take from a file that holds both: the moving average (ema) or the raw ones.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer(
     "num_heads",
     None,
@@ -83,7 +91,7 @@ def main() -> None:
         print(inspection.list_formats())
         return
     if FLAGS.inspect is not None:
-        rows = inspection.inspect(FLAGS.inspect, FLAGS.num_heads, FLAGS.num_codes)
+        rows = inspection.inspect(FLAGS.inspect, FLAGS.num_heads, FLAGS.num_codes, FLAGS.weights)
         print("\n".join(f"{name + ':':14}{value}" for name, value in rows.items()))
         return
     for name in ("input", "output"):
@@ -105,6 +113,7 @@ def main() -> None:
             overwrite=FLAGS.overwrite,
             num_heads=FLAGS.num_heads,
             num_codes=FLAGS.num_codes,
+            weights=FLAGS.weights,
             safetensors=FLAGS.safetensors,
             progress=progress,
         )
@@ -121,7 +130,7 @@ def describe(summary: api.Summary, input: str, output: str) -> str:
         "pixels": summary.resolution,
         "parameters": f"{summary.parameters:,}",
         "dtype": summary.dtype,
-        "input": f"{input} ({summary.input_format}), sha256 {summary.input_sha256}",
+        "input": f"{input} ({summary.input_format}, {summary.input_layout}), sha256 {summary.input_sha256}",
         "output": f"{output} ({summary.output_format}), sha256 {summary.output_sha256}",
         "verified": check,
         "seconds": f"{summary.seconds:.1f}",

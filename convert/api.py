@@ -32,6 +32,7 @@ class Summary:
       parameters: how many numbers.
       dtype: of the output.
       input_format, output_format: names of formats.
+      input_layout: how the input is packed, and the key that its weights stand under.
       input_sha256, output_sha256: of the files that hold the weights.
       verified: whether the output was read back and compared.
       warnings: for the user: what was assumed or left out; tensors that are not finite.
@@ -44,6 +45,7 @@ class Summary:
     parameters: int
     dtype: str
     input_format: str
+    input_layout: str
     output_format: str
     input_sha256: str
     output_sha256: str
@@ -65,27 +67,39 @@ def read_flat(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def load_checkpoint(
-    path: str | os.PathLike, num_heads: int | None = None, num_codes: int | None = None
+    path: str | os.PathLike,
+    num_heads: int | None = None,
+    num_codes: int | None = None,
+    weights: str | None = None,
 ) -> tuple[str, dict, dict[str, Tensor]]:
     """Reads weights of any format as (kind, config, PyTorch state dict).
 
     `rules.build(kind, config).load_state_dict(state_dict)` makes the model. `num_heads` and
-    `num_codes` are for files that do not tell.
+    `num_codes` are for files that do not tell, `weights` for those that hold two sets.
 
     Raises:
       ValueError, OSError: one line that begins with the path.
     """
-    checkpoint = open_checkpoint(path, num_heads, num_codes)
+    checkpoint = open_checkpoint(path, num_heads, num_codes, weights)
     return checkpoint.kind, checkpoint.config, checkpoint.state_dict()
 
 
-def read_model(path: str | os.PathLike) -> tuple[str, dict, dict[str, Tensor]]:
-    """`load_checkpoint` with the model type of `config.json` in place of the kind.
+def read_model(
+    path: str | os.PathLike,
+    num_heads: int | None = None,
+    num_codes: int | None = None,
+    weights: str | None = None,
+) -> tuple[str, dict, dict[str, Tensor], list[str]]:
+    """Reads weights of any format as (model type of `config.json`, config, state dict, notes).
 
     Announced to `maskgit_pt` as an entry point, so that it loads files without knowing this package.
+
+    Args:
+      path: file or folder.
+      num_heads, num_codes, weights: as `convert`.
     """
-    kind, config, state_dict = load_checkpoint(path)
-    return rules.model_type(kind), config, state_dict
+    found = open_checkpoint(path, num_heads, num_codes, weights)
+    return rules.model_type(found.kind), found.config, found.state_dict(), found.notes
 
 
 def convert(
@@ -97,6 +111,7 @@ def convert(
     overwrite: bool = False,
     num_heads: int | None = None,
     num_codes: int | None = None,
+    weights: str | None = None,
     safetensors: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Summary:
@@ -112,6 +127,7 @@ def convert(
       overwrite: replace what exists.
       num_heads: attention heads, for input that does not tell.
       num_codes: codes of the tokenizer, for transformers that do not tell.
+      weights: "ema" or "raw", for input that holds both.
       safetensors: write another project's format as a safetensors file instead of PyTorch's.
       progress: called with the bytes written or verified since the last call, and with all.
 
@@ -127,8 +143,9 @@ def convert(
     writer = formats.BY_NAME[to]
     if safetensors and "safetensors" not in writer.PACKINGS[1:]:
         raise ValueError(f"{to} has one layout; --safetensors is for other projects' formats")
-    found = recognise(input)
-    source = found.open(Given(num_heads, num_codes))
+    given = Given(num_heads, num_codes, weights)
+    found = recognise(input, weights)
+    source = found.open(given)
     check_output(output, writer.IS_FOLDER, overwrite)
     verify = verify and writer.READS
     total = (1 + verify) * source.size(dtype)
@@ -162,6 +179,7 @@ def convert(
         parameters=source.parameters,
         dtype=written_dtype,
         input_format=found.format.NAME,
+        input_layout=found.layout,
         output_format=to,
         input_sha256=input_sha256.result(),
         output_sha256=output_sha256.result(),

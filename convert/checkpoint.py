@@ -10,6 +10,8 @@ from convert import rules
 from convert.files import dtypes
 from convert.rows import Outgoing
 
+WEIGHTS = ("ema", "raw")
+
 
 @dataclass(frozen=True)
 class Given:
@@ -18,10 +20,16 @@ class Given:
     Attributes:
       num_heads: attention heads.
       num_codes: codes of the tokenizer that a transformer belongs to.
+      weights: "ema" or "raw", where a file holds both.
     """
 
     num_heads: int | None = None
     num_codes: int | None = None
+    weights: str | None = None
+
+    def __post_init__(self):
+        if self.weights not in (None, *WEIGHTS):
+            raise ValueError(f"weights is {self.weights!r}; accepted: {', '.join(WEIGHTS)}")
 
 
 @dataclass

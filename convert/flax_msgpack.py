@@ -43,7 +43,7 @@ def loads(data: bytes | bytearray | memoryview | np.ndarray) -> Any:
       ValueError: see `scan`.
     """
     view = memoryview(data).cast("B")
-    return _map_leaves(scan(_ViewFile(view), len(view)), lambda leaf: _array(leaf, view))
+    return map_leaves(scan(_ViewFile(view), len(view)), lambda leaf: _array(leaf, view))
 
 
 def dumps(tree: Any, max_chunk_bytes: int | None = None) -> bytes:
@@ -112,11 +112,12 @@ class _ViewFile:
         self.at = offset
 
 
-def _map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
+def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """Applies a function to all that is neither dictionary nor list."""
     if isinstance(tree, dict):
-        return {key: _map_leaves(value, function) for key, value in tree.items()}
+        return {key: map_leaves(value, function) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_map_leaves(value, function) for value in tree]
+        return [map_leaves(value, function) for value in tree]
     return function(tree)
 
 

@@ -17,7 +17,7 @@ from convert import formats, infer, rules
 from convert.checkpoint import Checkpoint, Given
 from convert.files import dtypes
 from convert.files.tensors import Buffer, as_bytes, one_thread
-from convert.formats.recognise import Recognised, open_checkpoint, recognise, writers
+from convert.formats.recognise import open_checkpoint, recognise, writers
 from maskgit_pt.configs import vqgan_config
 from maskgit_pt.files import file_sha256
 
@@ -114,20 +114,23 @@ def list_formats() -> str:
 
 
 def inspect(
-    path: str | Path, num_heads: int | None = None, num_codes: int | None = None
+    path: str | Path,
+    num_heads: int | None = None,
+    num_codes: int | None = None,
+    weights: str | None = None,
 ) -> dict[str, str]:
-    """What is to be said about a file or folder, by heading.
+    """What is to be said about a file or folder, by heading; arguments as `open_checkpoint`.
 
     Raises:
       ValueError, OSError: one line that begins with the path.
     """
-    found = recognise(path)
+    found = recognise(path, weights)
     checkpoint = found.open(Given(num_heads, num_codes))
     config = checkpoint.config
     fingerprint, ranges, finite = _look_through(checkpoint)
     least, most = min(low for low, _ in ranges.values()), max(top for _, top in ranges.values())
     rows = {
-        "format": _format(found),
+        "format": f"{found.format.NAME}: {found.format.DESCRIPTION}; {found.layout}",
         "kind": _kind(checkpoint),
         "pixels": infer.resolution(checkpoint.kind, config),
         "parameters": f"{checkpoint.parameters:,}",
@@ -160,12 +163,6 @@ def fingerprint(path: str | Path) -> str:
       ValueError, OSError: one line that begins with the path.
     """
     return _look_through(open_checkpoint(path))[0]
-
-
-def _format(found: Recognised) -> str:
-    under = f", under {found.state.wrapper!r}" if found.state.wrapper else ""
-    name = f"{found.format.NAME}: {found.format.DESCRIPTION}"
-    return f"{name}; {found.container.layout} layout{under}"
 
 
 def _kind(checkpoint: Checkpoint) -> str:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from maskgit_pt import editing, samplers
 from maskgit_pt.decoding import Decoding
+from maskgit_pt.files import check_destination
+from maskgit_pt.hub import HubMixin, locate
 from maskgit_pt.libml import guidance as guidance_lib
 from maskgit_pt.libml.rng import Rng, sample_noise
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
@@ -59,7 +61,7 @@ class Result:
         return Result(*(None if part is None else part[:count] for part in parts), self._copied)
 
 
-class MaskGIT:
+class MaskGIT(HubMixin):
     """Generates, edits and reconstructs images.
 
     Google's networks, or those of Besnier & Chen; images are in [0, 1] with either.
@@ -100,6 +102,10 @@ class MaskGIT:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        num_heads: int | None = None,
+        num_codes: int | None = None,
+        weights: str | None = None,
+        **hub: Any,
     ) -> "MaskGIT":
         """Loads both networks.
 
@@ -109,18 +115,24 @@ class MaskGIT:
           tokenizer: likewise.
           device: where to.
           dtype: default: as stored. bfloat16 on a CPU without units for it: see `arrange`.
+          num_heads, num_codes, weights: of the transformer, for files that do not tell; see
+            `pretrained.load_any`.
+          **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
         Raises:
           FileNotFoundError, ValueError: see `pretrained.load_any`; or the two do not fit.
         """
         if tokenizer is None:
-            model, tokenizer = Path(model) / "transformer", Path(model) / "tokenizer"
+            folder = locate(model, **hub)
+            model, tokenizer = folder / "transformer", folder / "tokenizer"
             if not (model.is_dir() and tokenizer.is_dir()):
                 raise FileNotFoundError(
                     f"{model.parent}: holds no folders transformer and tokenizer; name the tokenizer too"
                 )
-        transformer = load_any(model, TRANSFORMERS, device=device, dtype=dtype)
-        both = cls(transformer, load_any(tokenizer, TOKENIZERS, device=device, dtype=dtype))
+        given = {"num_heads": num_heads, "num_codes": num_codes, "weights": weights}
+        options = {"device": device, "dtype": dtype, **hub}
+        transformer = load_any(model, TRANSFORMERS, **given, **options)
+        both = cls(transformer, load_any(tokenizer, TOKENIZERS, **options))
         _check_resolution(both.image_size, tokenizer)
         return both.arrange()
 
@@ -139,10 +151,13 @@ class MaskGIT:
                 self.tokenizer.float()
         return self
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes both networks into the folders `transformer` and `tokenizer` of `folder`."""
-        self.transformer.save_pretrained(Path(folder) / "transformer")
-        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+    def _save_pretrained(
+        self, save_directory: Path, metadata: dict[str, str] | None = None
+    ) -> None:
+        """Writes both networks into the folders `transformer` and `tokenizer`."""
+        check_destination(save_directory, "maskgit")
+        self.transformer.save_pretrained(save_directory / "transformer", metadata=metadata)
+        self.tokenizer.save_pretrained(save_directory / "tokenizer", metadata=metadata)
 
     @property
     def device(self) -> torch.device:

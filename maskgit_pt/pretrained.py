@@ -9,23 +9,25 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from maskgit_pt import hub, layouts
 from maskgit_pt.files import check_destination, file_sha256, write_atomically
+from maskgit_pt.hub import WEIGHTS_NAME, HubMixin
+from maskgit_pt.layouts import CONFIG_NAME
 
-CONFIG_NAME = "config.json"
 READERS = "maskgit_pt.checkpoint_readers"  # entry points of packages that read other files
-WEIGHTS_NAME = "model.safetensors"
 
 
-class PretrainedMixin:
-    """Adds `from_pretrained` and `save_pretrained` to an `nn.Module`.
+class PretrainedMixin(HubMixin):
+    """Adds `from_pretrained`, `save_pretrained` and `push_to_hub` to an `nn.Module`.
 
     The class brings `model_type`, `to_config()` and `from_config(dict)`.
     """
@@ -35,35 +37,36 @@ class PretrainedMixin:
     @classmethod
     def from_pretrained(
         cls,
-        folder_or_hub_id: str | os.PathLike,
+        source: str | os.PathLike,
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
-        revision: str | None = None,
+        **options: Any,
     ) -> Self:
-        """Loads a model, in evaluation mode.
+        """Loads a model, in evaluation mode; see `load_any`.
 
         Args:
-          folder_or_hub_id: a folder that holds `config.json` and `model.safetensors`, or the id of
-            such a repository on the Hugging Face hub ("owner/name").
+          source: a folder that holds `config.json` and `model.safetensors`; a folder or file of any format
+            that `maskgit-convert` reads; or the id of such on the Hugging Face hub ("owner/name").
           device: where to put the weights.
           dtype: convert the weights to this; default: as stored.
-          revision: of the hub's repository.
+          **options: `num_heads`, `num_codes`, `weights`; `revision`, `token`, `cache_dir`,
+            `local_files_only`, `force_download`.
 
         Raises:
           FileNotFoundError: no such folder or repository, or a file is missing in it.
           ValueError: the configuration or a tensor does not fit this class; every missing, extra or
             misshapen tensor is named.
         """
-        folder = find_folder(folder_or_hub_id, revision)
+        return load_any(source, [cls], device=device, dtype=dtype, **options)
+
+    @classmethod
+    def _from_folder(
+        cls, folder: Path, device: str | torch.device, dtype: torch.dtype | None
+    ) -> Self:
         config_path = folder / CONFIG_NAME
         config = read_config(config_path)
-        found = config.pop("model_type", None)
-        if found != cls.model_type:
-            raise ValueError(
-                f"{config_path}: model_type is {found!r}; {cls.__name__} reads {cls.model_type!r}"
-                + ("" if found else f" (maskgit-convert --input={folder} makes such a folder)")
-            )
+        del config["model_type"]
         try:
             with without_values():
                 model = cls.from_config(config)
@@ -74,69 +77,86 @@ class PretrainedMixin:
         load_weights(model, folder / WEIGHTS_NAME, device)
         return model.to(dtype=dtype).eval() if dtype else model.eval()
 
-    def save_pretrained(
-        self, folder: str | os.PathLike, *, metadata: dict[str, str] | None = None
+    def _save_pretrained(
+        self, save_directory: Path, metadata: dict[str, str] | None = None
     ) -> None:
-        """Writes `config.json` and `model.safetensors` into `folder`, made if missing.
-
-        Each file is written under a temporary name and then renamed.
-
-        Args:
-          folder: where to.
-          metadata: strings to store in the header of the weights.
-
-        Raises:
-          ValueError, NotADirectoryError: the folder holds something else; see `files.check_destination`.
-        """
         import safetensors.torch
 
-        check_destination(folder, self.model_type)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        check_destination(save_directory, self.model_type)
+        save_directory.mkdir(parents=True, exist_ok=True)
         # A model that was moved to channels-last order is stored in plain order.
         state = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
         data = safetensors.torch.save(state, {"format": "pt"} | (metadata or {}))
         config = {"model_type": self.model_type} | self.to_config()
-        write_atomically(folder / WEIGHTS_NAME, data)
-        write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+        write_atomically(save_directory / WEIGHTS_NAME, data)
+        text = json.dumps(config, indent=2) + "\n"
+        write_atomically(save_directory / CONFIG_NAME, text.encode())
 
 
 def load_any(
-    path_or_hub_id: str | os.PathLike,
+    source: str | os.PathLike,
     classes: list[type[PretrainedMixin]],
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    num_heads: int | None = None,
+    num_codes: int | None = None,
+    weights: str | None = None,
+    **options: Any,
 ) -> PretrainedMixin:
-    """Loads whichever of `classes` a folder, a hub id or a checkpoint file holds, in evaluation mode.
+    """Loads whichever of `classes` a folder, a file or a hub id holds, in evaluation mode.
 
     Files (Google's, for example) and folders of other projects are read by the packages that announce a
-    reader under the entry point `READERS`: a function from the path to (class name of ours,
-    configuration, state dict).
+    reader under the entry point `READERS`: a function from the path and the three settings below to (model
+    type, configuration, state dict, notes). What it had to assume is told as a `UserWarning`.
+
+    Args:
+      source: see `hub.locate`.
+      classes: what is accepted.
+      device: where to put the weights.
+      dtype: convert the weights to this; default: as stored.
+      num_heads: attention heads, for weights that do not tell.
+      num_codes: codes of the tokenizer, for transformers that do not tell.
+      weights: "ema" or "raw", for files that hold both.
+      **options: of `hub.locate`: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
-      FileNotFoundError, ValueError: as `PretrainedMixin.from_pretrained`.
+      FileNotFoundError: there is no such path or repository, or a file is missing in it.
+      ValueError: it holds none of the classes, is damaged, or tells other than what is given.
     """
-    path = Path(path_or_hub_id)
-    if not path.is_file() and not _is_foreign(path):
-        folder = find_folder(path_or_hub_id)
-        found = read_config(folder / CONFIG_NAME).get("model_type")
-        for cls in classes:
-            if cls.model_type == found:
-                return cls.from_pretrained(folder, device=device, dtype=dtype)
+    path = hub.locate(source, **options)
+    if known := layouts.describe(path):
+        raise ValueError(f"{path} {known}")
+    given = {"num_heads": num_heads, "num_codes": num_codes, "weights": weights}
+    state = None
+    if _is_foreign(path):
+        found, config, state, notes = _reader(path)(path, **given)
+        for note in notes:
+            warnings.warn(f"{source}: {note}", stacklevel=2)
     else:
-        found, config, state = _reader(path)(path)
-        for cls in classes:
-            if cls.model_type == found:
-                with without_values():
-                    model = cls.from_config(config)
-                model.load_state_dict(state, assign=True)
-                return model.to(device=device, dtype=dtype).eval()
-    accepted = ", ".join(repr(cls.model_type) for cls in classes)
-    raise ValueError(f"{path_or_hub_id}: model_type is {found!r}; accepted here: {accepted}")
+        config = read_config(path / CONFIG_NAME)
+        found = config.get("model_type")
+        _check_given(path / CONFIG_NAME, config, num_heads, num_codes)
+    cls = next((cls for cls in classes if cls.model_type == found), None)
+    if cls is None:
+        accepted = ", ".join(repr(cls.model_type) for cls in classes)
+        where = path if state is not None else path / CONFIG_NAME
+        raise ValueError(f"{where}: model_type is {found!r}; accepted here: {accepted}")
+    if state is None:
+        return cls._from_folder(path, device, dtype)
+    with without_values():
+        model = cls.from_config(config)
+    model.load_state_dict(state, assign=True)
+    return model.to(device=device, dtype=dtype).eval()
 
 
-def _reader(path: Path) -> Callable[[Path], tuple[str, dict, dict[str, Tensor]]]:
+def _check_given(path: Path, config: dict, num_heads: int | None, num_codes: int | None) -> None:
+    for name, value in (("num_attention_heads", num_heads), ("num_codes", num_codes)):
+        if value is not None and config.get(name, value) != value:
+            raise ValueError(f"{path}: says {name} {config[name]}, not {value}")
+
+
+def _reader(path: Path) -> Callable[..., tuple[str, dict, dict[str, Tensor], list[str]]]:
     """What reads files of other layouts: announced, or in a checkout that is not installed by its name."""
     own = importlib.metadata.EntryPoint("convert", "convert.api:read_model", READERS)
     reader = next(iter(importlib.metadata.entry_points(group=READERS)), own)
@@ -149,14 +169,14 @@ def _reader(path: Path) -> Callable[[Path], tuple[str, dict, dict[str, Tensor]]]
         ) from None
 
 
-def _is_foreign(folder: Path) -> bool:
-    """Whether a folder holds weights that are not laid out as ours."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return False
-    config = folder / CONFIG_NAME
+def _is_foreign(path: Path) -> bool:
+    """Whether a path holds weights that are not laid out as ours."""
+    if path.is_file():
+        return True
+    config = path / CONFIG_NAME
     if config.is_file():
         return "model_type" not in read_config(config)
-    return not (folder / WEIGHTS_NAME).is_file()
+    return any(path.iterdir()) and not (path / WEIGHTS_NAME).is_file()
 
 
 @contextlib.contextmanager
@@ -178,31 +198,6 @@ class _WithoutInitialValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def find_folder(folder_or_hub_id: str | os.PathLike, revision: str | None = None) -> Path:
-    """Returns the folder itself, or downloads the hub's repository and returns its local copy."""
-    folder = Path(folder_or_hub_id)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ValueError(
-            f"{folder} is a file; from_pretrained reads folders with {CONFIG_NAME} and "
-            f"{WEIGHTS_NAME} (maskgit-convert --input={folder} --output=FOLDER makes one)"
-        )
-    import huggingface_hub
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                str(folder_or_hub_id), revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]
-            )
-        )
-    except Exception as error:  # the hub's client raises many kinds, all of which mean this:
-        raise FileNotFoundError(
-            f"{folder_or_hub_id}: no such folder, and not to be had from the Hugging Face hub "
-            f"({type(error).__name__})"
-        ) from error
-
-
 def read_config(path: Path) -> dict:
     """Reads a `config.json`; ValueError if it holds no JSON object."""
     if not path.is_file():
@@ -210,7 +205,9 @@ def read_config(path: Path) -> dict:
             f"{path}: missing; a model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # with or without a mark of its byte order
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict):
@@ -275,9 +272,9 @@ def weights_fingerprint(*models: str | os.PathLike) -> str:
 
 
 def _weight_files(name: str | os.PathLike) -> list[Path]:
-    if Path(name).is_file():
-        return [Path(name)]
-    folder = find_folder(name)
+    folder = hub.locate(name)
+    if folder.is_file():
+        return [folder]
     places = ("", "transformer", "tokenizer")
     files = [folder / place / name for place in places for name in (WEIGHTS_NAME, CONFIG_NAME)]
     files = [file for file in files if file.is_file()]

@@ -7,37 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from convert import flax_msgpack
 from convert.files import dtypes, flax_scanner, safetensors_file, torch_file
-from convert.files.flax_scanner import StoredArray, printable
+from convert.files.flax_scanner import StoredArray
 from convert.files.pickle_names import Thing
 from convert.files.strangers import HEAD_BYTES, describe_stranger
 from convert.files.tensors import MappedFile
+from convert.formats.state_dicts import Contents, StateDict, contents, describe, flax_contents
 from convert.rules import abbreviate
-
-_MAX_CANDIDATES = 16
-# What DistributedDataParallel, torch.compile and Lightning modules put before every name.
-_PREFIX = re.compile(r"((module|_orig_mod|model)\.)+")
-_MAX_VALUES = 64
-_MAX_WORD = 256
-
-
-@dataclass
-class StateDict:
-    """One of the dictionaries of tensors in a file.
-
-    Attributes:
-      wrapper: the key it stands under; None for the file itself.
-      tensors: name -> tensor, mapped where the file allows it.
-      left_out: what else stands between the tensors.
-    """
-
-    wrapper: str | None
-    tensors: dict[str, Tensor]
-    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -76,37 +53,42 @@ class Container:
         return self.path.stat().st_size
 
 
+def _container(path: Path, packing: str, layout: str, found: Contents, **more: Any) -> Container:
+    return Container(path, packing, layout, found.candidates, found.values, found.left_out, **more)
+
+
 def open_safetensors(path: Path) -> Container:
     """Raises ValueError: not such a file."""
     entries, metadata = safetensors_file.read_header(path)
     file = MappedFile(path)
     tensors = {name: file.tensor(*entry) for name, entry in entries.items()}
-    return Container(
-        path, SAFETENSORS.name, "safetensors", [StateDict(None, tensors)], metadata=metadata,
-        release=file.release,
-    )  # fmt: skip
+    found = contents(tensors) if tensors else Contents([StateDict(None, {})])
+    return _container(
+        path, "safetensors", "safetensors", found, metadata=metadata, release=file.release
+    )
 
 
 def open_flax(path: Path) -> Container:
-    """Raises ValueError: see `flax_scanner.scan`; or a leaf is no tensor."""
+    """Raises ValueError: see `flax_scanner.scan` and `flax_contents`."""
     with open(path, "rb") as file:
         tree = flax_scanner.scan(file, os.fstat(file.fileno()).st_size)
     if not isinstance(tree, dict):
         raise ValueError(f"holds a {type(tree).__name__}, not a tree of tensors")
-    stored = dict(flax_msgpack.flatten(tree))
-    for name, leaf in stored.items():
-        if not isinstance(leaf, StoredArray):
-            raise ValueError(f"{name} is a {type(leaf).__name__}, not a tensor")
     mapped = MappedFile(path)
-    tensors = {n: mapped.joined(leaf.dtype, leaf.shape, leaf.parts) for n, leaf in stored.items()}
+
+    def tensor(leaf: Any) -> Any:
+        if not isinstance(leaf, StoredArray):
+            return leaf
+        return mapped.joined(leaf.dtype, leaf.shape, leaf.parts)
+
     chunks = {
         name: tuple(count // dtypes.itemsize(leaf.dtype) for _, count in leaf.parts)
-        for name, leaf in stored.items()
-        if leaf.is_chunked
+        for name, leaf in flax_msgpack.flatten(tree)
+        if isinstance(leaf, StoredArray) and leaf.is_chunked
     }
-    return Container(
-        path, FLAX.name, "Flax", [StateDict(None, tensors)], chunks=chunks, release=mapped.release
-    )
+    layout, found = flax_contents(flax_msgpack.map_leaves(tree, tensor))
+    chunks = chunks if layout == "Flax" else {}
+    return _container(path, "flax", layout, found, chunks=chunks, release=mapped.release)
 
 
 def open_torch(path: Path) -> Container:
@@ -114,75 +96,19 @@ def open_torch(path: Path) -> Container:
     file = torch_file.read(path)
     if not isinstance(file.tree, dict) or isinstance(file.tree, Thing) and not file.tree:
         raise ValueError(
-            f"holds {_describe(file.tree)}, not tensors by name (save its state_dict())"
+            f"holds {describe(file.tree)}, not tensors by name (save its state_dict())"
         )
-    layout = "PyTorch" if file.layout == "zip" else "PyTorch's old"
-    container = Container(
-        path, TORCH.name, layout, [], things=dict(file.things), release=file.release
-    )
-    tensors = {name: value for name, value in file.tree.items() if _is_tensor(value)}
-    if bare := _state_dict(None, tensors):
-        container.candidates.append(bare)
-    for key, value in file.tree.items():
-        found = (
-            _state_dict(key, value) if isinstance(key, str) and isinstance(value, dict) else None
-        )
-        if key in tensors:
-            pass
-        elif found and len(container.candidates) < _MAX_CANDIDATES:
-            container.candidates.append(found)
-        elif _is_plain(value) and isinstance(key, str) and len(container.values) < _MAX_VALUES:
-            container.values[printable(key[:_MAX_WORD])] = value
-        else:
-            container.left_out[printable(str(key)[:_MAX_WORD])] = _describe(value)
-    if not container.candidates:
-        others = [f"{key} ({what})" for key, what in container.left_out.items()]
-        keys = abbreviate([*others, *container.values])
+    if file.tree.keys() == {"state", "param_groups"}:
+        raise ValueError("holds an optimizer's state, no weights; those are in another file")
+    found = contents(file.tree)
+    if not found.candidates:
+        others = [f"{key} ({what})" for key, what in found.left_out.items()]
+        keys = abbreviate([*others, *found.values])
         raise ValueError(f"holds no tensors by name; it has {keys or 'nothing'}")
-    return container
-
-
-def _is_tensor(value: Any) -> bool:
-    """Whether it is a tensor of numbers in memory that is addressed by strides."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
+    layout = "PyTorch" if file.layout == "zip" else "PyTorch's old"
+    return _container(
+        path, "PyTorch", layout, found, things=dict(file.things), release=file.release
     )
-
-
-def _state_dict(wrapper: str | None, tree: dict) -> StateDict | None:
-    result = StateDict(wrapper, {})
-    for name, value in tree.items():
-        if isinstance(name, str) and _is_tensor(value):
-            result.tensors[printable(name)] = value.detach()
-        else:
-            result.left_out.append(printable(str(name)[:_MAX_WORD]))
-    prefix = _PREFIX.match(next(iter(result.tensors), ""))
-    if prefix and all(name.startswith(prefix[0]) for name in result.tensors):
-        result.tensors = {n.removeprefix(prefix[0]): t for n, t in result.tensors.items()}
-        result.left_out.append(f"the names' prefix {prefix[0]}")
-    return result if result.tensors else None
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) < 2**63
-    return isinstance(value, str) and len(value) < _MAX_WORD and value.isprintable() or isinstance(
-        value, bool | float
-    )  # fmt: skip
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Thing):
-        return f"an object of {value.kind}"
-    if isinstance(value, type) and issubclass(value, Thing):
-        return f"the name of {value.kind}"
-    if isinstance(value, Tensor):
-        return f"a tensor {list(value.shape)}"
-    size = f" of {len(value):,}" if isinstance(value, dict | list | tuple) else ""
-    return f"{'an' if isinstance(value, int) else 'a'} {type(value).__name__}{size}"
 
 
 def find_weights(folder: Path) -> list[Path]:

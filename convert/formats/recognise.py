@@ -35,12 +35,14 @@ class Recognised:
       path: the file or folder.
       container: what is in the file.
       state: which tensors of it.
+      notes: how it was chosen.
     """
 
     format: Format
     path: Path
     container: Container
     state: StateDict
+    notes: tuple[str, ...] = ()
 
     def open(self, given: Given = Given()) -> Checkpoint:  # noqa: B008 - it is frozen
         """Opens the weights.
@@ -49,11 +51,22 @@ class Recognised:
           ValueError: one line that begins with the path.
         """
         with _named(self.path, self.format.NAME):
-            return self.format.open(self.container, self.state, given)
+            found = self.format.open(self.container, self.state, given)
+            found.notes += self.notes
+            return found
+
+    @property
+    def layout(self) -> str:
+        """How the weights are packed, and under which key they stand."""
+        under = f", under {self.state.wrapper!r}" if self.state.wrapper else ""
+        return f"{self.container.layout} layout{under}"
 
 
 def open_checkpoint(
-    path: str | Path, num_heads: int | None = None, num_codes: int | None = None
+    path: str | Path,
+    num_heads: int | None = None,
+    num_codes: int | None = None,
+    weights: str | None = None,
 ) -> Checkpoint:
     """Opens weights of any format.
 
@@ -61,11 +74,13 @@ def open_checkpoint(
       path: file or folder.
       num_heads: attention heads of the transformer, for formats that do not store it.
       num_codes: codes of the tokenizer, for transformers that do not tell.
+      weights: "ema" or "raw", for files that hold both.
 
     Raises:
       FileNotFoundError, ValueError: one line that begins with the path.
     """
-    return recognise(path).open(Given(num_heads, num_codes))
+    given = Given(num_heads, num_codes, weights)
+    return recognise(path, weights).open(given)
 
 
 def reopen(form: Format, path: Path, given: Given) -> Checkpoint:
@@ -79,8 +94,12 @@ def writers(kind: str, config: dict) -> list[str]:
     return [form.NAME for form in FORMATS if form.can_write(kind, config)]
 
 
-def recognise(path: str | Path) -> Recognised:
+def recognise(path: str | Path, weights: str | None = None) -> Recognised:
     """Tells the format of a file or folder by its content alone.
+
+    Args:
+      path: file or folder.
+      weights: "ema" or "raw", for files that hold both.
 
     Raises:
       FileNotFoundError: there is nothing.
@@ -95,15 +114,40 @@ def recognise(path: str | Path) -> Recognised:
     with _named(path, opened.packing):
         likenesses = [
             (form.likeness(state, opened), state, form)
-            for state in opened.candidates
+            for state in _wanted(opened, weights)
             for form in FORMATS
             if form.READS
         ]
     # Of several sets that are alike (weights and their moving average): the one under the usual key.
-    best, state, form = max(likenesses, key=lambda e: (e[0], e[1].wrapper in e[2].WRAPPERS))
+    best, state, form = max(
+        likenesses, key=lambda e: (e[0], e[1].wrapper in e[2].WRAPPERS, not e[1].averaged)
+    )
     if best < _ENOUGH:
         raise ValueError(f"{path}: {_describe_unknown(opened, likenesses)}; accepted: {ACCEPTED}")
-    return Recognised(form, path, opened, state)
+    notes = [_other_set(other, state) for p, other, f in likenesses if f is form and p >= best]
+    return Recognised(form, path, opened, state, tuple(filter(None, notes)))
+
+
+def _wanted(opened: Container, weights: str | None) -> list[StateDict]:
+    if weights is None:
+        return opened.candidates
+    wanted = [state for state in opened.candidates if state.averaged == (weights == "ema")]
+    if not wanted:
+        held = ", ".join(state.wrapper or "the top level" for state in opened.candidates)
+        kind = "averaged" if weights == "ema" else "raw"
+        raise ValueError(f"has no {kind} weights (--weights={weights}); it has {held}")
+    return wanted
+
+
+def _other_set(other: StateDict, chosen: StateDict) -> str | None:
+    if other.averaged == chosen.averaged:
+        return None
+    names = {True: "averaged", False: "raw"}
+    flag = "ema" if other.averaged else "raw"
+    return (
+        f"took the {names[chosen.averaged]} weights ({chosen.wrapper or 'the top level'}); --weights={flag} "
+        f"takes the {names[other.averaged]} ones ({other.wrapper or 'the top level'})"
+    )
 
 
 def _open(path: Path) -> Container:

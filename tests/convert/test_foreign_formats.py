@@ -317,7 +317,10 @@ def test_which_of_several_sets(foreign, tmp_path):
     saved = {"best": torch.tensor(0.1), "ema": average, "state_dict": state, "rng": torch.ones(3)}
     torch.save(saved, tmp_path / "file")
     summary = convert.convert(tmp_path / "file", tmp_path / "out")
-    assert summary.warnings == ("left out: the top level (2 tensors), ema (89 tensors)",)
+    assert summary.warnings == (
+        "left out: the top level (2 tensors), ema (89 tensors)",
+        "took the raw weights (state_dict); --weights=ema takes the averaged ones (ema)",
+    )
     ours = convert.load_checkpoint(tmp_path / "out")[2]
     assert all(torch.equal(ours[key], value) for key, value in expected.items())
 
