@@ -24,7 +24,13 @@ those, and compares layer by layer, logits, gradients, random streams, decoding 
 images, and training step by step with the Flax reference. Given Google's files, or --size=256 or
 512 for seeded weights of the full size, it compares those as well. --official compares with
 Google's own code, in a checkout of google-research/maskgit, instead of the reference. Needs the
-extra 'jax'."""
+extra 'jax'.
+
+Two commands are for other implementations; each has its own --help:
+
+  maskgit-parity record --output=PACK            records what the JAX code computes
+  maskgit-parity check PACK --code=theirs.py     checks an implementation against that"""
+COMMANDS = ("record", "check")
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -93,6 +99,10 @@ def _existing(flag: str, path: str) -> Path:
 
 def cli() -> int:
     """Runs the command line and returns its exit code."""
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        from parity.packs import command
+
+        return command.run(sys.argv[1], sys.argv[2:])
     return command_line.run(main, FLAGS, PROGRAM, USAGE)
 
 

@@ -129,7 +129,9 @@ class Judge:
         unequal = theirs.reshape(-1)[:: entry.stride].astype(np.int64) != ours
         places = []
         for axis, sums in enumerate(arrays.sums_of(theirs)):
-            wrong = np.flatnonzero(sums != self.pack.part(entry, f"{entry.name}{arrays.SUMS}{axis}"))
+            wrong = np.flatnonzero(
+                sums != self.pack.part(entry, f"{entry.name}{arrays.SUMS}{axis}")
+            )
             places.append(int(wrong[0]) if len(wrong) else -1)
         if not unequal.any() and max(places) < 0:
             return Record(entry.name, True, tolerance="equal", agreement=1.0)

@@ -151,6 +151,10 @@ def one_step(
     scores = confidence.log() + run.temperature * (1.0 - ratio) * choice
     threshold = scores.sort(-1).values.gather(-1, count.clamp(max=scores.shape[-1] - 1))
     again = scores <= threshold if rules.inclusive else scores < threshold
+    bits = {
+        "bits": jax_random.random_bits(sample_key, logits.shape),
+        "choice_bits": jax_random.random_bits(choice_key, confidence.shape),
+    }
     best = scored.topk(min(BEST, scored.shape[-1]), -1)
     return {
         "state": state,
@@ -165,6 +169,7 @@ def one_step(
         "choice_gumbel": choice,
         "scores": scores,
         "next": sampled.masked_fill(again, MASK),
+        **bits,
     }, next_key
 
 
@@ -191,4 +196,4 @@ def _mask_count(
 
 def _stack(tensors: list[Tensor]) -> np.ndarray:
     values = torch.stack(tensors).numpy()
-    return values.astype(np.int32) if values.dtype == np.int64 else values
+    return values

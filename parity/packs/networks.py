@@ -1,17 +1,12 @@
 """Runs our PyTorch networks and names what they compute as a pack does."""
 
-import contextlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from convert import rules
-from convert.api import read_flat
-from convert.files import safetensors_file
 from maskgit_pt import VQVAE, Transformer
 from parity.layers import (
     capture_torch,
@@ -84,38 +79,3 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """bfloat16 as float32, everything else as it is."""
     tensor = tensor.detach()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-@contextlib.contextmanager
-def in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
-    """The model in another dtype, without a copy of all its weights; they come back bit by bit.
-
-    Only bfloat16 and float64 weights are held beside the float32 ones, one after the other.
-    """
-    before = {name: p.data for name, p in model.named_parameters()}
-    try:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
-        yield model
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.data = before[name]
-
-
-def from_official(path: str, kind: str, config: dict[str, Any]) -> nn.Module:
-    """Builds the model of `kind` from a pack's own weights, under Google's names.
-
-    Raises:
-      ValueError: the file does not fit the configuration.
-    """
-    places, _ = safetensors_file.read_header(path)
-    if any(not name.startswith("params/") for name in places):
-        raise ValueError(f"{path}: tensors are not named as in Google's files")
-    from safetensors.numpy import load_file
-
-    model = rules.build(kind, json.loads(json.dumps(config)))
-    model.load_state_dict(rules.to_torch(load_file(path), kind, config))
-    return model.eval()
-
-
-__all__ = ["read_flat"]

@@ -5,7 +5,6 @@ import importlib.metadata
 import platform
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-import torch
 
 import convert
 from convert import inspection
 from parity import pairs, weights
 from parity.checks import transformer as checks_transformer
 from parity.jax_code import jit
-from parity.packs import arrays, networks, pack, record_decoding
+from parity.layers import nhwc
+from parity.packs import arrays, networks, pack, record_decoding, rounding
 from parity.packs.arrays import Entry
-from parity.pairs import TokenizerPair, TransformerPair, nhwc
+from parity.pairs import TokenizerPair, TransformerPair
+from parity.stages import progress
 from parity.subjects import Subject
 
 # Elements of the largest array that is stored whole, and most bytes of weights that a pack carries.
@@ -34,8 +34,8 @@ ABOUT = (
     "What MaskGIT in JAX computes, to check another implementation against: see docs/check_your_port.md "
     "of maskgit_pt. Every array stands in 'arrays' in the order of computation, with its axes (letters as in "
     "'axes'), shape and file. Maps and images are NHWC. An array with a 'stride' is stored in parts: "
-    "NAME.strided holds every stride-th element of the flattened array, NAME.sums.A the sums over "
-    "all axes but A, in float64. Integers must be equal, but for decisions whose best scores are within bounds."
+    "NAME.strided holds every stride-th element of the flattened array, NAME.sums.A the sums over all "
+    "axes but A, in float64. Integers must be equal, unless the best scores lie within bounds."
 )
 BOUNDS = (
     f"'rounding' is the largest difference between the recorded float32 values and the same computed in "
@@ -45,7 +45,6 @@ BOUNDS = (
     "A sum of n elements may differ by sqrt(n) times the bound of one."
 )
 _ACTIVATIONS = {"relu": jax.nn.relu, "swish": jax.nn.swish}
-Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass
@@ -75,8 +74,8 @@ class Recorder:
         """Floats with bounds from the same in float64 and bfloat16, or with given bounds."""
         values = np.asarray(values, np.float32)
         if exact is not None:
-            rounding, bounds = arrays.bounds_of(values, np.asarray(exact), half)
-            options |= {"rounding": rounding, "bounds": bounds}
+            off, bounds = arrays.bounds_of(values, np.asarray(exact), half)
+            options |= {"rounding": off, "bounds": bounds}
         self._keep(name, axes, values, about, **options)
 
     def _keep(
@@ -101,7 +100,7 @@ def record(
     picture: np.ndarray,
     options: record_decoding.Options,
     facts: dict[str, Any],
-    progress: Progress,
+    with_weights: bool = True,
 ) -> None:
     """Writes a pack.
 
@@ -111,7 +110,7 @@ def record(
       picture: float32 [1, 3, H, W] in [0, 1].
       options: batch, steps and seeds.
       facts: for the manifest: where the weights came from.
-      progress: called with a line about what is being done.
+      with_weights: put them into the pack if they are small.
     """
     limit = _LIMITS[subject.full_size]
     found: list[tuple[Entry, np.ndarray]] = []
@@ -130,24 +129,24 @@ def record(
     if subject.transformer is not None:
         recorder = Recorder("decoding.safetensors", limit)
         bounds = {entry.name: entry.bounds for entry, _ in found}["transformer.logits"]
-        for run in record_decoding.record(recorder, subject.transformer, bounds, options, progress):
+        for run in record_decoding.record(recorder, subject.transformer, bounds, options):
             runs.append(run)
         found += recorder.found
     manifest = describe(subject, facts, options)
     manifest["decoding"] = runs
-    manifest["files"] = _keep_weights(subject, folder)
+    manifest["files"] = _keep_weights(subject, folder) if with_weights else {}
     pack.write(folder, manifest, found)
 
 
 def record_transformer(recorder: Recorder, pair: TransformerPair, ids: np.ndarray) -> None:
     """Inputs, every layer's output, logits, loss and gradients."""
     recorder.exact("ids", "B N", ids, "input of the transformer: codes, classes from K on, -1 masked",
-                   given=True)  # fmt: skip
+                   given=True, whole=True)  # fmt: skip
     names = networks.stage_names(pair.ours)
     values = _transformer_values(pair, names, ids)
     with pair.in_float64() as double:
         exact = _transformer_values(double, names, ids)
-    with networks.in_dtype(pair.ours, torch.bfloat16):
+    with rounding.in_bfloat16(pair.ours):
         half = networks.transformer_arrays(pair.ours, ids)
     for name in values:
         last = "V" if name.endswith("logits") else "F" if "intermediate" in name else "D"
@@ -170,7 +169,7 @@ def _transformer_values(
 def _record_gradients(recorder: Recorder, pair: TransformerPair, ids: np.ndarray) -> None:
     labels = np.random.default_rng(2).integers(0, pair.codes, ids.shape).astype(np.int32)
     recorder.exact("labels", "B N", labels, "tokens that the loss asks for; masked positions count",
-                   given=True)  # fmt: skip
+                   given=True, whole=True)  # fmt: skip
     loss, gradients = _gradients(pair, ids, labels)
     with pair.in_float64() as double:
         exact_loss, exact = _gradients(double, ids, labels)
@@ -180,12 +179,12 @@ def _record_gradients(recorder: Recorder, pair: TransformerPair, ids: np.ndarray
     recorder.floats("transformer.loss", "", loss, about, exact_loss, whole=True)
     scale = max(float(np.abs(value).max()) for value in exact.values())
     for name, value in gradients.items():
-        rounding = arrays.largest(value, exact[name])
+        off = arrays.largest(value, exact[name])
         # A gradient that is zero in exact arithmetic is rounding of the others' scale.
-        bound = arrays.FACTOR * max(rounding, 2e-8 * scale)
+        bound = arrays.FACTOR * max(off, 2e-8 * scale)
         recorder.floats(
             f"transformer.gradients.{name}", " ".join("P" * value.ndim), value,
-            "gradient of the loss", rounding=rounding, bounds={"float32": bound},
+            "gradient of the loss", rounding=off, bounds={"float32": bound},
         )  # fmt: skip
 
 
@@ -221,12 +220,12 @@ def record_tokenizer(recorder: Recorder, pair: TokenizerPair, picture: np.ndarra
     indices = values["tokenizer.indices"]
     with pair.in_float64() as double:
         exact = _tokenizer_values(double, images.astype(np.float64), indices)
-    with networks.in_dtype(pair.ours, torch.bfloat16):
+    with rounding.in_bfloat16(pair.ours):
         half = networks.encoder_arrays(pair.ours, images)
         half |= networks.decoder_arrays(pair.ours, indices)
     for name, value in values.items():
         if name == "tokenizer.indices":
-            recorder.exact(name, "B h w", value, "number of the nearest code")
+            recorder.exact(name, "B h w", value, "number of the nearest code", whole=True)
             _record_nearest(recorder, pair, values, exact, half)
         elif name == "tokenizer.quantized":
             about = "the nearest code itself"

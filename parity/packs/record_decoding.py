@@ -6,7 +6,7 @@ recording fails.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from parity.jax_code import jax_options, jit
 from parity.packs import decoding
 from parity.packs.decoding import BEST, Run
 from parity.pairs import TransformerPair
+from parity.stages import progress
 
 LAYOUTS = {"original": False, "partitionable": True}
 # Axes and meaning of what a step computes; the leading axis counts the steps.
@@ -63,7 +64,6 @@ def record(
     pair: TransformerPair,
     bounds: dict[str, float],
     options: Options,
-    progress: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
     """Generation and editing in both stream layouts; yields a row of the manifest for each run.
 
@@ -72,7 +72,6 @@ def record(
       pair: the transformer.
       bounds: of its logits, by dtype.
       options: steps, batch, seed.
-      progress: called with a line before each run.
     """
     for kind, start in (("generation", 0), ("editing", options.start_iter)):
         tokens = checks_decoding.make_tokens(
@@ -194,13 +193,11 @@ def _keep(recorder: Any, run: Run, found: dict[str, np.ndarray], bounds: dict[st
     for name, (axes, about) in ABOUT.items():
         value, full = found[name], run.prefix + name
         if value.dtype.kind in "iu":
-            recorder.exact(full, axes, value, about)
+            recorder.exact(full, axes, value, about, whole=name != "bits")
         elif name in factors:
             scaled = {dtype: factors[name] * bound for dtype, bound in of_logits.items()}
-            # With few codes the C program in examples/ decodes from the logits: they are kept whole.
-            whole = name == "logits" and value.size < 2**26
-            recorder.floats(full, axes, value, about, bounds=scaled, whole=whole)
+            recorder.floats(full, axes, value, about, bounds=scaled, whole=True)
         else:
             scale = float(np.abs(value).max())
             tight = {dtype: 2e-6 * scale for dtype in bounds}
-            recorder.floats(full, axes, value, about, bounds=tight)
+            recorder.floats(full, axes, value, about, bounds=tight, whole=name != "gumbel")
