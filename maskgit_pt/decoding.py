@@ -6,11 +6,18 @@ A setting is a field of `Decoding` or of a sampler, declared there by `settings.
 
 import dataclasses
 import math
+import os
 from typing import Any
 
+import torch
+import yaml
 from absl import flags
 
 from maskgit_pt import samplers
+from maskgit_pt.libml import guidance
+from maskgit_pt.libml.rng import Noise, Rng, noise_of
+from maskgit_pt.libml.truncation import TruncatedNoise
+from maskgit_pt.samplers.base import per_step
 from maskgit_pt.settings import define_flag, fields, plain_type, setting
 
 # "sampler", the settings of that sampler, and the fields of `Decoding`; those left out have their defaults.
@@ -23,10 +30,15 @@ class Decoding:
 
     Attributes:
       sampler: see `maskgit_pt.samplers`.
-      guidance: w of classifier-free guidance; 0 for none. It is meant for weights that were trained with
-        dropped labels, which Google's were not.
-      guidance_schedule: see `libml.guidance.weights`.
-      softmax_temperature: the logits are divided by it.
+      guidance: w of classifier-free guidance; 0 for none; or a list, one w a step. It is meant for weights
+        that were trained with dropped labels, which Google's were not.
+      guidance_schedule: see `libml.guidance.weights`; does not touch a list.
+      softmax_temperature: the logits are divided by it; or a list, one value a step.
+      logit_scale, logit_scale_last, logit_scale_power, logit_scale_warmup: the logits of step s of T are
+        multiplied by (first + (last - first) s / (T - 1))**power, and by half of it in so many steps at the
+        start: the softmax temperature as Halton-MaskGIT writes it, where larger is sharper.
+      top_k: only the k likeliest codes are drawn; 0 for all.
+      top_p: only the fewest codes that together have this probability are drawn; 1 for all.
       start_step: the first step to do.
 
     Raises:
@@ -34,7 +46,7 @@ class Decoding:
     """
 
     sampler: samplers.Sampler
-    guidance: float = setting(
+    guidance: float | list[float] = setting(
         0.0,
         "Classifier-free guidance w: logits = (1 + w) conditional - w unconditional. For weights trained "
         "with dropped labels, which Google's are not.",
@@ -45,21 +57,72 @@ class Decoding:
         "constant, linear (in the steps), linear-r (in the share of decided tokens), power-cosine4 (any "
         "power).",
     )
-    softmax_temperature: float = setting(1.0, "The logits are divided by it.")
+    softmax_temperature: float | list[float] = setting(1.0, "The logits are divided by it.")
+    logit_scale: float = setting(1.0, "The logits are multiplied by it.")
+    logit_scale_last: float | None = setting(
+        None, "Factor of the logits in the last step, reached linearly from logit_scale."
+    )
+    logit_scale_power: float = setting(1.0, "Exponent of the factor of the logits.")
+    logit_scale_warmup: int = setting(
+        0, "So many steps at the start have half the factor of the logits.", least=0
+    )
+    top_k: int = setting(0, "Only the k likeliest codes are drawn; 0: all.", least=0)
+    top_p: float = setting(
+        1.0,
+        "Only the likeliest codes that together have this probability are drawn; 1: all.",
+        least=0,
+    )
     start_step: int = setting(0, "The first step. Editing with the official sampler: 2.", least=0)
 
     def __post_init__(self):
-        if not 0 < self.softmax_temperature < math.inf:
+        for name, least in (("softmax_temperature", "above 0"), ("guidance", "0 or more")):
+            for value in per_step(name, getattr(self, name), self.sampler.steps):
+                if not 0 <= value < math.inf or (value == 0 and least == "above 0"):
+                    raise ValueError(f"{name} is {value}; accepted: {least}")
+        if not all(0 < scale < math.inf for scale in self.logit_scales()):
             raise ValueError(
-                f"softmax_temperature is {self.softmax_temperature}; accepted: above 0"
+                f"logit_scale, logit_scale_last are {self.logit_scale}, {self.logit_scale_last} with the "
+                f"power {self.logit_scale_power}; accepted: above 0"
             )
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance is {self.guidance}; accepted: 0 or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; accepted: 0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; accepted: above 0, at most 1 (all)")
         if not 0 <= self.start_step < self.sampler.steps:
             raise ValueError(
                 f"start_step is {self.start_step}; accepted: 0 to {self.sampler.steps - 1}, "
                 "less than steps"
             )
+
+    def logit_scales(self) -> list[float]:
+        """The factor of the logits in every step, as float32 gives it."""
+        steps = self.sampler.steps
+        last = self.logit_scale if self.logit_scale_last is None else self.logit_scale_last
+        scales = torch.linspace(self.logit_scale, last, steps) ** self.logit_scale_power
+        scales[: self.logit_scale_warmup] *= 0.5
+        return scales.tolist()
+
+    def softmax_temperatures(self) -> list[float]:
+        """What the logits are divided by in every step."""
+        return per_step("softmax_temperature", self.softmax_temperature, self.sampler.steps)
+
+    def guidance_weights(self, tokens: int) -> list[float]:
+        """The guidance w of every step, for images of so many tokens.
+
+        Raises:
+          ValueError: an unknown schedule.
+        """
+        if isinstance(self.guidance, list):
+            return self.guidance
+        masked_after = self.sampler.masked_after(tokens)
+        return guidance.weights(self.guidance_schedule, self.guidance, masked_after, tokens)
+
+    def noise(self, rng: Rng) -> Noise:
+        """The source of noise behind `rng`, which draws codes as `top_k` and `top_p` say."""
+        noise = noise_of(rng)
+        if self.top_k or self.top_p < 1:
+            return TruncatedNoise(noise, self.top_k, self.top_p)
+        return noise
 
     @classmethod
     def create(cls, sampler: str | samplers.Sampler = "official", **settings: Any) -> "Decoding":
@@ -67,12 +130,19 @@ class Decoding:
 
         Args:
           sampler: a name of `samplers.SAMPLERS`, or a sampler.
-          **settings: those that are None keep their defaults.
+          **settings: those that are None keep their defaults. Those that can be lists, one value a step, say
+            by their length how many steps there are; "strategy" is a file of more settings, see
+            `read_strategy`, which settings given here overrule.
 
         Raises:
           ValueError: an unknown setting or sampler, or a value out of range.
         """
         given = {name: value for name, value in settings.items() if value is not None}
+        if "strategy" in given:
+            given = read_strategy(given.pop("strategy")) | given
+            sampler = given.pop("sampler", sampler)
+        if isinstance(sampler, str):
+            given = _with_steps(given)
         own = {name: given.pop(name) for name in fields(cls) if name in given}
         if isinstance(sampler, str):
             sampler = samplers.create(sampler, **given)
@@ -84,6 +154,58 @@ class Decoding:
         """Returns all settings, defaults included, as JSON can hold them."""
         own = {name: getattr(self, name) for name in fields(type(self))}
         return {"sampler": self.sampler.name} | dataclasses.asdict(self.sampler) | own
+
+
+def read_strategy(path: str | os.PathLike) -> Settings:
+    """Reads settings from a YAML file, where a setting may change from step to step.
+
+    The file maps names of settings to values. A list has one value a step and so says how many steps there
+    are; these settings can be lists:
+
+    - mask_ratio, another name of schedule: the share of tokens still masked after each step;
+    - gumbel, another name of choice_temperature: the factor of the noise on the confidence, as it is;
+    - softmax_temperature;
+    - guidance: w, as it is.
+
+    Raises:
+      ValueError: no such file, no mapping of names, an unknown name, or lists of several lengths.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise ValueError(f"strategy {path}: cannot be read: {reason}") from None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"strategy {path}: accepted: a YAML mapping of names of settings to values"
+        )
+    names = {"mask_ratio": "schedule", "gumbel": "choice_temperature"}
+    for name in found:
+        if names.get(name, name) not in NAMES:
+            known = ", ".join([*names, *NAMES])
+            raise ValueError(f"strategy {path}: no setting is called {name!r}; known: {known}")
+    settings = {names.get(name, name): value for name, value in found.items()}
+    for name, value in settings.items():
+        numbers = value if isinstance(value, list) else []
+        if any(
+            isinstance(number, bool) or not isinstance(number, int | float) for number in numbers
+        ):
+            raise ValueError(f"strategy {path}: {name} is {value}; accepted: numbers")
+    lengths = {name: len(value) for name, value in settings.items() if isinstance(value, list)}
+    if len(set(lengths.values()) | ({settings["steps"]} if "steps" in settings else set())) > 1:
+        each = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        steps = f" and steps is {settings['steps']}" if "steps" in settings else ""
+        raise ValueError(
+            f"strategy {path}: lists of several lengths ({each}){steps}; accepted: one value a step in each"
+        )
+    return _with_steps(settings)
+
+
+def _with_steps(settings: Settings) -> Settings:
+    """With the number of steps that a list has, where none is given."""
+    lengths = [len(value) for value in settings.values() if isinstance(value, list)]
+    return {"steps": lengths[0]} | settings if lengths else settings
 
 
 def resolve(settings: Settings) -> Settings:
@@ -99,8 +221,17 @@ def resolve(settings: Settings) -> Settings:
         del found["guidance_schedule"]
     if found.get("choice", "linear") != "linear":
         del found["choice_temperature"]  # the other choices have none
+    for name in ("logit_scale_last", "top_k", "top_p", "logit_scale_warmup"):
+        if found[name] == fields(Decoding)[name].default:
+            del found[name]
     # An int and a float of one value are one setting.
-    return {k: float(v) if type(v) is int and k != "steps" else v for k, v in found.items()}
+    return {k: _as_floats(v) if k != "steps" else v for k, v in found.items()}
+
+
+def _as_floats(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_floats(number) for number in value]
+    return float(value) if type(value) is int else value
 
 
 def define_flags(flag_values: flags.FlagValues, start_step: bool = False) -> None:
@@ -113,6 +244,13 @@ def define_flags(flag_values: flags.FlagValues, start_step: bool = False) -> Non
     known = list(samplers.SAMPLERS)
     flags.DEFINE_enum(
         "sampler", None, known, "How tokens are filled in. Default: official.", flag_values
+    )
+    flags.DEFINE_string(
+        "strategy",
+        None,
+        "A YAML file of settings by these names. Lists of one value a step are mask_ratio (schedule), gumbel "
+        "(choice_temperature), softmax_temperature and guidance. Other flags overrule it.",
+        flag_values,
     )
     for name in NAMES[1:]:
         if name == "start_step" and not start_step:
@@ -133,16 +271,19 @@ def define_flags(flag_values: flags.FlagValues, start_step: bool = False) -> Non
 
 
 def from_flags(flag_values: flags.FlagValues) -> Settings:
-    """Returns the settings that were given as flags."""
+    """Returns the settings that were given as flags or in the file of `--strategy`."""
     given = {name: flag_values[name].value for name in NAMES if name in flag_values}
-    return {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    path = flag_values["strategy"].value
+    return (read_strategy(path) | given) if path else given
 
 
 def _help(name: str) -> str:
     """Returns the help of a setting: what its samplers say of it, what they say alike said once."""
     if name in fields(Decoding):
         field = fields(Decoding)[name]
-        return f"{field.metadata['help']} Default: {field.default}."
+        default = "" if field.default is None else f" Default: {field.default}."
+        return field.metadata["help"] + default
     helps: dict[str, dict[Any, list[str]]] = {}  # help -> default -> samplers
     for sampler, cls in samplers.SAMPLERS.items():
         if name in fields(cls):

@@ -6,9 +6,11 @@ and `blocks`; a tokenizer `encode_to_indices`, `decode_from_indices`, `get_codeb
 """
 
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
+from maskgit_pt.nets.halton_transformer import HaltonTransformer
+from maskgit_pt.nets.llamagen_vq import LlamaGenVQ
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 
-TRANSFORMERS = [Transformer, BesnierTransformer]
-TOKENIZERS = [VQVAE, TamingVQGAN]
+TRANSFORMERS = [Transformer, BesnierTransformer, HaltonTransformer]
+TOKENIZERS = [VQVAE, TamingVQGAN, LlamaGenVQ]

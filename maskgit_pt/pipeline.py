@@ -18,7 +18,7 @@ from maskgit_pt.decoding import Decoding
 from maskgit_pt.files import check_destination
 from maskgit_pt.hub import HubMixin, locate
 from maskgit_pt.libml import guidance as guidance_lib
-from maskgit_pt.libml.rng import Rng, sample_noise
+from maskgit_pt.libml.rng import Noise, Rng, normal, sample_noise
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
@@ -303,7 +303,12 @@ class MaskGIT(HubMixin):
             raise ValueError(
                 f"steps is {sampler.steps}; accepted: 1 to {self.num_tokens}, the number of tokens"
             )
-        self._weights(options)  # complains about an unknown schedule
+        options.guidance_weights(self.num_tokens)  # complains about an unknown schedule
+        noise = getattr(sampler, "embedding_noise", 0.0)
+        if noise and not getattr(self.transformer, "takes_embedding_noise", False):
+            raise ValueError(
+                f"embedding_noise is {noise}; accepted with a {type(self.transformer).__name__}: 0"
+            )
         return options
 
     def sample_indices(
@@ -366,11 +371,11 @@ class MaskGIT(HubMixin):
         labels = labels.to(self.device, copy=True)
         if tokens is None:
             tokens = torch.full((len(labels), self.num_tokens), samplers.base.MASK)
-        weights = self._weights(options)
-        predict = functools.partial(self._predict, labels, weights, options.softmax_temperature)
+        noise = options.noise(rng)
+        predict = functools.partial(self._predict, labels, options, noise)
         guess = tokens.to(self.device)
         masks, guesses = [], []
-        for state in options.sampler.run(guess, predict, rng, options.start_step):
+        for state in options.sampler.run(guess, predict, noise, options.start_step, self.num_codes):
             guess = state.guess
             if on_step is not None:
                 on_step(len(labels))
@@ -402,34 +407,50 @@ class MaskGIT(HubMixin):
             result._copied.record(torch.cuda.current_stream(self.device))
         return result
 
-    def _weights(self, options: Decoding) -> list[float]:
-        """The guidance of every step."""
-        masked_after = options.sampler.masked_after(self.num_tokens)
-        return guidance_lib.weights(
-            options.guidance_schedule, options.guidance, masked_after, self.num_tokens
-        )
-
     def _predict(
-        self, labels: Tensor, weights: list[float], temperature: float, tokens: Tensor, step: int
+        self, labels: Tensor, options: Decoding, noise: Noise, tokens: Tensor, step: int
     ) -> Tensor:
-        """Logits [B, n, K] of one step, guided and divided by the temperature."""
+        """Logits [B, n, K] of one step, guided, scaled and divided by the temperature."""
+        weight = options.guidance_weights(self.num_tokens)[step]
+        drawn = self._drawn_inputs(options, noise, tokens)
         # On a CPU one sample at a time: as fast, and a sample's last bits do not hang on its neighbours.
         size = 1 if self.device.type == "cpu" else len(tokens)
         logits = [
-            self._guided(tokens[i : i + size], labels[i : i + size], weights[step])
+            self._guided(
+                tokens[i : i + size],
+                labels[i : i + size],
+                weight,
+                {name: value[i : i + size] for name, value in drawn.items()},
+            )
             for i in range(0, len(tokens), size)
         ]
         logits = torch.cat(logits) if len(logits) > 1 else logits[0]
+        scale, temperature = options.logit_scales()[step], options.softmax_temperatures()[step]
+        logits = logits if scale == 1.0 else logits * scale
         return logits if temperature == 1.0 else logits / temperature
 
-    def _guided(self, tokens: Tensor, labels: Tensor, weight: float) -> Tensor:
+    def _drawn_inputs(self, options: Decoding, noise: Noise, tokens: Tensor) -> dict[str, Tensor]:
+        """What a network sees that is drawn anew in every step, one row a sample."""
+        drawn = {}
+        if getattr(self.transformer, "latent_features", 0):
+            drawn["latent"] = noise.uniform((len(tokens), 1), self.device)[:, 0]
+        if level := getattr(options.sampler, "embedding_noise", 0.0):
+            shape = (*tokens.shape, self.transformer.to_config()["hidden_size"])
+            drawn["embedding_noise"] = normal(noise, shape, self.device)
+            drawn["noise_level"] = torch.full((len(tokens),), level, device=self.device)
+        return drawn
+
+    def _guided(
+        self, tokens: Tensor, labels: Tensor, weight: float, drawn: dict[str, Tensor]
+    ) -> Tensor:
         if self._static and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         if weight == 0:
-            return self._code_logits(tokens, labels, self.num_codes)
+            return self._code_logits(tokens, labels, self.num_codes, **drawn)
         both = torch.cat([tokens, tokens]), torch.cat([labels, torch.full_like(labels, -1)])
-        conditional, unconditional = self._code_logits(*both, self.num_codes).chunk(2)
-        return guidance_lib.guide(conditional, unconditional, weight)
+        drawn = {name: torch.cat([value, value]) for name, value in drawn.items()}
+        logits = self._code_logits(*both, self.num_codes, **drawn)
+        return guidance_lib.guide(*logits.chunk(2), weight)
 
     def _decode_in_chunks(self, tokens: Tensor, clip: bool = True) -> Tensor:
         """int64 [B, h, w] -> float32 [B, 3, H, W], in [0, 1] if clipped, a few images at a time."""

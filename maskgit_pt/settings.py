@@ -59,10 +59,14 @@ def define_flag(
 
 
 def plain_type(of: type, name: str) -> type:
-    """Returns the type of a field without its "| None" and its brackets."""
+    """Returns the type of a field without its "| None" and its brackets.
+
+    Of "float | list[float]" that is float: a list with a value a step has no flag.
+    """
     kind = typing.get_type_hints(of)[name]
     if isinstance(kind, types.UnionType):
-        (kind,) = (part for part in typing.get_args(kind) if part is not type(None))
+        parts = [part for part in typing.get_args(kind) if part is not type(None)]
+        kind = next((part for part in parts if typing.get_origin(part) is not list), parts[0])
     return typing.get_origin(kind) or kind
 
 

@@ -6,6 +6,7 @@
   in its batch.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -33,6 +34,8 @@ class Noise(Protocol):
 
 class JaxNoise:
     """JAX's draws: every draw uses the second half of `split(key)`, the first half is the next key."""
+
+    covers_class_token = True  # the official code draws for the class position as well
 
     def __init__(self, key: Key):
         self.key = key
@@ -134,6 +137,12 @@ def noise_of(rng: Rng) -> Noise:
         f"rng is a {type(rng).__name__}; accepted: maskgit_pt.libml.jax_random.PRNGKey(seed), "
         "a torch.Generator, None, a maskgit_pt.libml.rng.Noise"
     )
+
+
+def normal(noise: Noise, shape: Shape, device: torch.device) -> Tensor:
+    """Standard normal noise, float32, from uniform numbers."""
+    u = noise.uniform(shape, device).double()  # in [0, 1), multiples of 2**-24 at most
+    return (math.sqrt(2.0) * torch.erfinv(2 * (u + 2.0**-25) - 1)).float()
 
 
 def gumbel(rng: Rng, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:

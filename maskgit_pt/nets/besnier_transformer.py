@@ -12,6 +12,8 @@ Axes: B batch, n image tokens, N positions (n + 1), V vocabulary (K + num_classe
 H heads, K codebook size.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -109,9 +111,13 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
         must be a multiple of num_attention_heads, else ValueError.
       dropout: on attention weights, inside and after the MLPs, and after the norms that precede a
         dense layer outside the blocks.
+      latent_features: of Di4C's students (Hayakawa et al., arXiv 2410.08709; sony/di4c), 128: a number in
+        [0, 1] joins the sequence as one more token, so that tokens of one step can depend on each other
+        through it. 0 for none.
     """
 
     model_type = "besnier_transformer"
+    takes_embedding_noise = True  # as Di[M]O's generators need it
 
     def __init__(
         self,
@@ -123,10 +129,14 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
         num_attention_heads: int = 16,
         intermediate_size: int = 3072,
         dropout: float = 0.1,
+        latent_features: int = 0,
     ):
         super().__init__()
         self._config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if not latent_features:
+            del self._config["latent_features"]
         self.num_codes = num_codes
+        self.latent_features = latent_features
         self.num_tokens = num_tokens
         vocabulary = num_codes + num_classes + 2
         self.tok_emb = nn.Embedding(vocabulary, hidden_size)
@@ -158,6 +168,12 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
         # OFFICIAL QUIRK: a bias for every position, classes and class position included, of which
         # only the image tokens' codes and mask are ever used.
         self.bias = nn.Parameter(torch.zeros(num_tokens + 1, vocabulary))
+        if latent_features:
+            self.latent_projection = nn.Sequential(
+                nn.Linear(latent_features, 4 * latent_features),
+                nn.GELU(),
+                nn.Linear(4 * latent_features, hidden_size),
+            )
         self.reset_parameters()
 
     @property
@@ -182,7 +198,15 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
                         parameter, std=INITIAL_STD, a=-2 * INITIAL_STD, b=2 * INITIAL_STD
                     )
 
-    def forward(self, tokens: Tensor, labels: Tensor, drop_label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        drop_label: Tensor | None = None,
+        latent: Tensor | None = None,
+        embedding_noise: Tensor | None = None,
+        noise_level: Tensor | None = None,
+    ) -> Tensor:
         """Predicts every image token.
 
         Args:
@@ -190,6 +214,10 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
           labels: int64 [B], classes counted from 0; ignored where dropped.
           drop_label: bool [B], True where the class is replaced by "no class". OFFICIAL QUIRK: None
             drops every class.
+          latent: float32 [B] in [0, 1], for a model with `latent_features`; None leaves its token out.
+          embedding_noise: float32 [B, n, D], standard normal; the embeddings e of the image tokens become
+            level * noise + sqrt(1 - level**2) * e, as Di[M]O's one-step generators are trained.
+          noise_level: float32 [B] in [0, 1], the level; needed with `embedding_noise`.
 
         Returns:
           logits [B, n, K + 1] in the dtype of the weights; the last column is the mask.
@@ -204,11 +232,27 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
         classes = torch.where(drop_label, no_class, labels + self.num_codes + 1)
         # OFFICIAL QUIRK: the class is the last of the sequence.
         ids = torch.cat([tokens, classes.view(B, 1)], dim=1)  # [B, N]
-        x = self.first_layer(self.tok_emb(ids) + self.pos_emb)  # [B, N, D]
+        x = self.tok_emb(ids)  # [B, N, D]
+        if embedding_noise is not None:
+            level = noise_level[:, None, None].to(x.dtype)
+            disturbed = level * embedding_noise.to(x.dtype) + torch.sqrt(1 - level**2) * x[:, :n]
+            x = torch.cat([disturbed, x[:, n:]], dim=1)
+        x = x + self.pos_emb
+        if latent is not None:
+            x = torch.cat([x, self._embed_latent(latent)[:, None]], dim=1)  # [B, N + 1, D]
+        x = self.first_layer(x)
         x = self.transformer["layers"](x)
         K = self.num_codes + 1  # codes and mask; nothing else is needed from the head
         x = self.last_layer(x[:, :n])  # [B, n, D]
         return F.linear(x, self.tok_emb.weight[:K]) + self.bias[:n, :K]
+
+    def _embed_latent(self, latent: Tensor) -> Tensor:
+        """[B] -> [B, D], through sines and cosines of 1000 times the number, as for times of diffusion."""
+        half = self.latent_features // 2
+        powers = torch.arange(half, dtype=torch.float32, device=latent.device) / (half - 1)
+        angles = 1000 * latent.float()[:, None] * torch.exp(-math.log(10000) * powers)  # [B, half]
+        features = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return self.latent_projection(features.to(self.tok_emb.weight.dtype))
 
     def _check_shapes(self, tokens: Tensor, labels: Tensor) -> tuple[int, int]:
         if tokens.dim() != 2 or tokens.shape[1] != self.num_tokens:
@@ -222,7 +266,9 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
             )
         return tokens.shape[0], tokens.shape[1]
 
-    def code_logits(self, tokens: Tensor, labels: Tensor, num_codes: int | None = None) -> Tensor:
+    def code_logits(
+        self, tokens: Tensor, labels: Tensor, num_codes: int | None = None, **drawn: Tensor
+    ) -> Tensor:
         """The model as samplers call it.
 
         Args:
@@ -230,6 +276,7 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
             a position may have drawn.
           labels: int64 [B]; -1 for no class.
           num_codes: K as the caller takes it to be; None: as the model has it.
+          **drawn: `latent`, `embedding_noise` and `noise_level` of `forward`.
 
         Returns:
           float32 logits [B, n, K + 1]; the last column is the mask.
@@ -240,7 +287,7 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
         if num_codes not in (None, self.num_codes):
             raise ValueError(f"num_codes is {num_codes}; this model has {self.num_codes}")
         tokens = torch.where(tokens < 0, self.mask_id, tokens)
-        return self(tokens, labels, drop_label=labels < 0).float()
+        return self(tokens, labels, drop_label=labels < 0, **drawn).float()
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -271,6 +271,23 @@ class HaltonTransformer(PretrainedMixin, nn.Module):
         tokens = torch.where(tokens < 0, self.mask_id, tokens)
         return self(tokens, labels, drop_label=labels < 0).float()
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The repeated layers, first to last."""
+        return list(self.transformer["layers"])
+
+    def num_classes_with(self, num_codes: int) -> int:
+        """The number of classes.
+
+        Raises:
+          ValueError: the network was made for another number of codes.
+        """
+        if self.num_codes != num_codes:
+            raise ValueError(
+                f"the transformer has {self.num_codes} codes, the tokenizer {num_codes}"
+            )
+        return self.num_classes
+
     def to_config(self) -> dict:
         """The constructor's arguments."""
         return dict(self._config)

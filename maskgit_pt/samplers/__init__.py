@@ -2,8 +2,11 @@
 
 - "official": parallel decoding as Google's code does it;
 - "confidence": the sampler of the 2023 reproduction;
+- "confidence-2025": the one in the code of Halton-MaskGIT, which may draw known tokens again;
 - "random", "halton": in an order fixed beforehand;
-- "remdm": with remasking.
+- "moment", "moment-halton": positions are chosen before their tokens are drawn;
+- "remdm": with remasking;
+- "dimo": all at once, for generators distilled to one step.
 
 A new sampler is a dataclass that extends `base.Sampler`, entered in `SAMPLERS`.
 """
@@ -13,19 +16,37 @@ from typing import Any
 
 from maskgit_pt.samplers.base import Predict, Sampler, State
 from maskgit_pt.samplers.confidence import ConfidenceSampler
+from maskgit_pt.samplers.confidence_2025 import Confidence2025Sampler
+from maskgit_pt.samplers.dimo import DimoSampler
+from maskgit_pt.samplers.moment import MomentSampler
+from maskgit_pt.samplers.moment_halton import MomentHaltonSampler
 from maskgit_pt.samplers.official import OfficialSampler
 from maskgit_pt.samplers.ordered import HaltonSampler, RandomSampler, halton_order
 from maskgit_pt.samplers.remdm import RemdmSampler
 
 SAMPLERS: dict[str, type[Sampler]] = {
     sampler.name: sampler
-    for sampler in (OfficialSampler, ConfidenceSampler, RandomSampler, HaltonSampler, RemdmSampler)
+    for sampler in (
+        OfficialSampler,
+        ConfidenceSampler,
+        Confidence2025Sampler,
+        RandomSampler,
+        HaltonSampler,
+        MomentSampler,
+        MomentHaltonSampler,
+        RemdmSampler,
+        DimoSampler,
+    )
 }
 
 __all__ = [
     "SAMPLERS",
+    "Confidence2025Sampler",
     "ConfidenceSampler",
+    "DimoSampler",
     "HaltonSampler",
+    "MomentHaltonSampler",
+    "MomentSampler",
     "OfficialSampler",
     "Predict",
     "RandomSampler",

@@ -5,6 +5,7 @@ Axes: B batch, n image tokens (h*w, no class token), K codes.
 
 import abc
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskgit_pt.libml import mask_schedule
 from maskgit_pt.libml.rng import Noise, Rng, noise_of
 
 MASK = -1
@@ -19,6 +21,10 @@ MASK = -1
 STEPS = "Decoding steps."
 SCHEDULE = "How fast tokens are decided"
 CHOICE_TEMPERATURE = "Gumbel noise on the confidence by which tokens are chosen."
+KEEP_KNOWN = (
+    "Tokens that are known keep their values. Without it all are drawn again in their turn, as in the code "
+    "of Halton-MaskGIT."
+)
 
 # Maps tokens [B, n] (-1 where masked) and the number of the step to logits [B, n, K].
 Predict = Callable[[Tensor, int], Tensor]
@@ -41,10 +47,62 @@ class State:
     plan: Any = None
 
 
-def check_choice_temperature(value: float) -> None:
-    """Raises ValueError unless 0 <= value < infinity."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"choice_temperature is {value}; accepted: 0 or more")
+def check_choice_temperature(value: float | list[float], steps: int) -> None:
+    """Raises ValueError unless 0 <= value < infinity, or that holds of a list with one value a step."""
+    for number in per_step("choice_temperature", value, steps):
+        if not 0 <= number < math.inf:
+            raise ValueError(f"choice_temperature is {number}; accepted: 0 or more")
+
+
+def check_mask_ratios(schedule: list[float], steps: int) -> None:
+    """Raises ValueError unless a schedule that is a list has one share a step, in [0, 1] and not rising."""
+    ratios = per_step("schedule", schedule, steps)
+    if not all(1 >= a >= b >= 0 for a, b in itertools.pairwise([1.0, *ratios])):
+        raise ValueError(
+            f"schedule is {ratios}; accepted: shares of masked tokens after each step, in [0, 1], none "
+            "above the one before"
+        )
+
+
+def per_step(name: str, value: float | list[float], steps: int) -> list[float]:
+    """Returns the value of every step of a setting that is one number or a list.
+
+    Raises:
+      ValueError: the list has not one value a step.
+    """
+    if not isinstance(value, list):
+        return [value] * steps
+    if len(value) != steps:
+        raise ValueError(f"{name} has {len(value)} values; accepted: one a step, {steps}")
+    return value
+
+
+def decided_after(schedule: str | list[float], steps: int, unknown: Tensor) -> Tensor:
+    """Returns how many of `unknown` [B] tokens are decided after each step, int64 [T, B].
+
+    Args:
+      schedule: "arccos", one of `mask_schedule.schedule`, or the share of masked tokens after each step.
+        In the last step all that are left are decided, and in each step one at least.
+      steps: T.
+      unknown: int64 [B].
+    """
+    at_least = torch.arange(1, steps + 1, device=unknown.device)[:, None]
+    if schedule == "arccos":
+        # float32, as Besnier et al. compute it: at 576 tokens an even T has 191 after half the steps, where
+        # exact arithmetic has 192.
+        ratios = torch.arange(1, steps + 1)[:, None] / steps  # [T, 1]
+        share = 1 - torch.arccos(ratios) / (math.pi * 0.5)
+        decided = (share.to(unknown.device) * unknown).long()
+    else:
+        if isinstance(schedule, list):
+            masked = torch.tensor(schedule)[:, None]
+        else:
+            masked = mask_schedule.decoding_schedule(steps, unknown, schedule)
+        masked = (masked.to(unknown.device) * unknown).nan_to_num(0.0)
+        decided = unknown - torch.floor(masked).long()
+    decided = torch.maximum(decided, at_least).minimum(unknown)
+    decided[-1] = unknown
+    return decided
 
 
 class Sampler(abc.ABC):
@@ -60,6 +118,10 @@ class Sampler(abc.ABC):
     def begin(self, tokens: Tensor) -> State:
         """The state before the first step; masked tokens are unknown."""
         return State(tokens, tokens == MASK, tokens)
+
+    def start(self, tokens: Tensor, noise: Noise, num_codes: int | None) -> State:
+        """As `begin`, for samplers that need noise or the number of codes for it."""
+        return self.begin(tokens)
 
     @abc.abstractmethod
     def step(self, state: State, logits: Tensor, step: int, noise: Noise) -> State:
@@ -81,7 +143,12 @@ class Sampler(abc.ABC):
         return self.steps - 1
 
     def run(
-        self, tokens: Tensor, predict: Predict, rng: Rng, start_step: int = 0
+        self,
+        tokens: Tensor,
+        predict: Predict,
+        rng: Rng,
+        start_step: int = 0,
+        num_codes: int | None = None,
     ) -> Iterator[State]:
         """Yields the state after every step; nothing where no step has something to do.
 
@@ -90,6 +157,8 @@ class Sampler(abc.ABC):
           predict: the network.
           rng: see `libml.rng.noise_of`.
           start_step: the first step to do; above 0 for editing, where part of the image is known.
+          num_codes: the size of the codebook; a network may have logits beyond it. Only some samplers need
+            to know it.
 
         Raises:
           ValueError: `tokens` is not 2-D, or not 0 <= start_step < steps.
@@ -101,7 +170,7 @@ class Sampler(abc.ABC):
                 f"start_step is {start_step}; accepted: 0 to steps - 1 = {self.steps - 1}"
             )
         noise = noise_of(rng)
-        state = self.begin(tokens)
+        state = self.start(tokens, noise, num_codes)
         for step in range(start_step, self.last_step(state, start_step) + 1):
             logits = predict(state.tokens, step)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -14,6 +14,8 @@ from maskgit_pt.samplers.base import (
     Sampler,
     State,
     check_choice_temperature,
+    check_mask_ratios,
+    decided_after,
 )
 from maskgit_pt.settings import setting
 
@@ -39,25 +41,29 @@ class ConfidenceSampler(Sampler):
 
     Args:
       steps: T.
-      schedule: of `SCHEDULES`: root, linear, square, cosine, arccos.
-      choice_temperature: factor of the Gumbel noise on the log confidences; only for "linear".
+      schedule: of `SCHEDULES`: root, linear, square, cosine, arccos; or a list of the shares of masked tokens
+        after each step.
+      choice_temperature: factor of the Gumbel noise on the log confidences, only for "linear", which makes
+        it fall; or a list of the factors, one a step.
       choice: "linear", noise that falls to 0 at the last step; "random", confidences are random numbers;
         "warm_up", random for two steps, then the plain probability; "none", the plain probability.
     """
 
     steps: int = setting(12, STEPS, least=1)
-    schedule: str = setting("arccos", f"{SCHEDULE}: {', '.join(SCHEDULES)}.")
-    choice_temperature: float = setting(4.5, CHOICE_TEMPERATURE, least=0)
+    schedule: str | list[float] = setting("arccos", f"{SCHEDULE}: {', '.join(SCHEDULES)}.")
+    choice_temperature: float | list[float] = setting(4.5, CHOICE_TEMPERATURE, least=0)
     choice: str = setting("linear", "Which randomness in choosing tokens.", choices=CHOICES)
 
     name = "confidence"
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
+        if isinstance(self.schedule, list):
+            check_mask_ratios(self.schedule, self.steps)
+        elif self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}; known: {', '.join(SCHEDULES)}")
         if self.choice not in CHOICES:
             raise ValueError(f"choice is {self.choice!r}; known: {', '.join(CHOICES)}")
-        check_choice_temperature(self.choice_temperature)
+        check_choice_temperature(self.choice_temperature, self.steps)
 
     def counts(self, tokens: int) -> list[int]:
         """How many tokens each step decides; sums to `tokens`.
@@ -66,6 +72,9 @@ class ConfidenceSampler(Sampler):
         """
         if self.steps == 1:
             return [tokens]
+        if isinstance(self.schedule, list):
+            decided = decided_after(self.schedule, self.steps, torch.tensor([tokens]))
+            return decided[:, 0].diff(prepend=torch.tensor([0])).tolist()
         share = SCHEDULES[self.schedule](torch.linspace(1, 0, self.steps))
         counts = (share / share.sum() * tokens).round().clamp(min=1).int().tolist()
         counts[-1] += tokens - sum(counts)
@@ -106,8 +115,11 @@ class ConfidenceSampler(Sampler):
 
     def _with_noise(self, confidence: Tensor, step: int, noise: Noise) -> Tensor:
         if self.choice == "linear":
-            progress = step / (self.steps - 1) if self.steps > 1 else 1.0
-            scale = self.choice_temperature * (1 - progress)
+            if isinstance(self.choice_temperature, list):
+                scale = self.choice_temperature[step]
+            else:
+                progress = step / (self.steps - 1) if self.steps > 1 else 1.0
+                scale = self.choice_temperature * (1 - progress)
             gumbel = noise.gumbel(confidence.shape, confidence.dtype, confidence.device)
             return torch.log(confidence) + scale * gumbel
         if self.choice == "random" or (self.choice == "warm_up" and step < _WARM_UP_STEPS):

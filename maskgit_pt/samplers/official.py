@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskgit_pt.libml import mask_schedule, parallel_decode
-from maskgit_pt.libml.rng import JaxNoise, Noise
+from maskgit_pt.libml.rng import Noise
 from maskgit_pt.samplers.base import (
     CHOICE_TEMPERATURE,
     SCHEDULE,
@@ -15,6 +15,7 @@ from maskgit_pt.samplers.base import (
     Sampler,
     State,
     check_choice_temperature,
+    check_mask_ratios,
 )
 from maskgit_pt.settings import setting
 
@@ -27,32 +28,51 @@ class OfficialSampler(Sampler):
 
     Args:
       steps: T.
-      schedule: share of masked tokens, see `mask_schedule.schedule`.
-      choice_temperature: factor of the Gumbel noise on the log confidences, falling linearly to 0.
+      schedule: share of masked tokens, see `mask_schedule.schedule`; or a list of it, one a step.
+      choice_temperature: factor of the Gumbel noise on the log confidences, falling linearly to 0; or a list
+        of the factors, one a step.
     """
 
     steps: int = setting(16, STEPS, least=1)
-    schedule: str = setting("cosine", f"{SCHEDULE}: cosine, uniform, pow2.5 (any power), log, exp.")
-    choice_temperature: float = setting(4.5, CHOICE_TEMPERATURE, least=0)
+    schedule: str | list[float] = setting(
+        "cosine", f"{SCHEDULE}: cosine, uniform, pow2.5 (any power), log, exp."
+    )
+    choice_temperature: float | list[float] = setting(4.5, CHOICE_TEMPERATURE, least=0)
 
     name = "official"
 
     def __post_init__(self):
-        mask_schedule.schedule(0.5, 16, self.schedule)  # complains about an unknown one
-        check_choice_temperature(self.choice_temperature)
+        if isinstance(self.schedule, list):
+            check_mask_ratios(self.schedule, self.steps)
+        else:
+            mask_schedule.schedule(0.5, 16, self.schedule)  # complains about an unknown one
+        check_choice_temperature(self.choice_temperature, self.steps)
 
     def begin(self, tokens: Tensor) -> State:
         state = super().begin(tokens)
-        unknown = state.unknown.sum(-1)
-        state.plan = parallel_decode.plan(
-            unknown, self.steps, self.choice_temperature, self.schedule
-        )
+        state.plan = self._plan(state.unknown.sum(-1))
         return state
+
+    def _plan(self, unknown: Tensor) -> tuple[Tensor, Tensor]:
+        """`parallel_decode.plan`, with the lists that it does not know."""
+        listed = isinstance(self.schedule, list), isinstance(self.choice_temperature, list)
+        mask_lens, temperatures = parallel_decode.plan(
+            unknown,
+            self.steps,
+            0.0 if listed[1] else self.choice_temperature,
+            "cosine" if listed[0] else self.schedule,
+        )
+        if listed[0]:
+            ratios = torch.tensor(self.schedule, device=unknown.device)[:, None]
+            mask_lens = torch.floor(unknown * ratios)
+        if listed[1]:
+            temperatures = torch.tensor(self.choice_temperature, device=unknown.device)[:, None]
+        return mask_lens, temperatures
 
     def step(self, state: State, logits: Tensor, step: int, noise: Noise) -> State:
         tokens, unknown = state.tokens, state.unknown
         # The official noise covers the class token, which stands first; its draws are thrown away.
-        class_position = isinstance(noise, JaxNoise)
+        class_position = getattr(noise, "covers_class_token", False)
         if class_position:
             tokens, unknown = F.pad(tokens, (1, 0)), F.pad(unknown, (1, 0))
             logits = F.pad(logits, (0, 0, 1, 0))
@@ -66,8 +86,7 @@ class OfficialSampler(Sampler):
         return State(tokens, tokens < 0, guess, state.plan)
 
     def masked_after(self, tokens: int) -> list[float]:
-        unknown = torch.tensor([tokens])
-        mask_lens, _ = parallel_decode.plan(unknown, self.steps, 0.0, self.schedule)
+        mask_lens, _ = self._plan(torch.tensor([tokens]))
         counts, masked = [], float(tokens)
         for count in mask_lens[:-1, 0].tolist():
             masked = max(min(count, masked - 1), min(1.0, masked))  # as in `decide`

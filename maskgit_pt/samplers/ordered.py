@@ -8,9 +8,16 @@ import math
 import torch
 from torch import Tensor
 
-from maskgit_pt.libml import mask_schedule
 from maskgit_pt.libml.rng import Noise
-from maskgit_pt.samplers.base import SCHEDULE, STEPS, Sampler, State
+from maskgit_pt.samplers.base import (
+    KEEP_KNOWN,
+    SCHEDULE,
+    STEPS,
+    Sampler,
+    State,
+    check_mask_ratios,
+    decided_after,
+)
 from maskgit_pt.settings import setting
 
 
@@ -20,15 +27,17 @@ class OrderedSampler(Sampler):
 
     Args:
       steps: T.
-      schedule: share of masked tokens after each step: "arccos", or one of `mask_schedule.schedule`.
+      schedule: share of masked tokens after each step, see `base.decided_after`.
     """
 
     steps: int = setting(32, STEPS, least=1)
-    schedule: str = setting(
+    schedule: str | list[float] = setting(
         "arccos", f"{SCHEDULE}: arccos, cosine, uniform, pow2.5 (any power), log, exp."
     )
 
     def __post_init__(self):
+        if isinstance(self.schedule, list):
+            check_mask_ratios(self.schedule, self.steps)
         self._decided_after(torch.tensor([16]))  # complains about an unknown schedule
 
     @abc.abstractmethod
@@ -36,19 +45,7 @@ class OrderedSampler(Sampler):
         """A number for each position, [B, n] or [n]: lower ones come first."""
 
     def _decided_after(self, unknown: Tensor) -> Tensor:
-        """How many of `unknown` [B] tokens are decided after each step, int64 [T, B]."""
-        ratios = torch.arange(1, self.steps + 1)[:, None] / self.steps  # float32, [T, 1]
-        if self.schedule == "arccos":
-            share = 1 - torch.arccos(ratios) / (math.pi * 0.5)
-            decided = (share.to(unknown.device) * unknown).long()
-        else:
-            masked = mask_schedule.decoding_schedule(self.steps, unknown, self.schedule)
-            masked = (masked.to(unknown.device) * unknown).nan_to_num(0.0)
-            decided = unknown - torch.floor(masked).long()
-        at_least = torch.arange(1, self.steps + 1, device=unknown.device)[:, None]
-        decided = torch.maximum(decided, at_least).minimum(unknown)
-        decided[-1] = unknown
-        return decided
+        return decided_after(self.schedule, self.steps, unknown)
 
     def begin(self, tokens: Tensor) -> State:
         state = super().begin(tokens)
@@ -56,17 +53,17 @@ class OrderedSampler(Sampler):
         return state
 
     def step(self, state: State, logits: Tensor, step: int, noise: Noise) -> State:
-        decided_after, rank = state.plan
+        decided, rank = state.plan
         if rank is None:
             # The place of each unknown token in the order of those that were unknown at the start.
             order = self.order(state.tokens.shape, noise, state.tokens.device)
             order = order.masked_fill(~state.unknown, torch.inf).expand_as(state.tokens)
             rank = order.argsort(dim=-1, stable=True).argsort(-1)
         drawn = noise.categorical(logits, logits.softmax(-1))
-        now = state.unknown & (rank < decided_after[step][:, None])
+        now = state.unknown & (rank < decided[step][:, None])
         guess = torch.where(state.unknown, drawn, state.tokens)
         tokens = torch.where(now, drawn, state.tokens)
-        return State(tokens, state.unknown & ~now, guess, (decided_after, rank))
+        return State(tokens, state.unknown & ~now, guess, (decided, rank))
 
     def masked_after(self, tokens: int) -> list[float]:
         decided = self._decided_after(torch.tensor([tokens]))[:, 0]
@@ -87,35 +84,55 @@ class RandomSampler(OrderedSampler):
 class HaltonSampler(OrderedSampler):
     """The order of a Halton sequence, which spreads the tokens of a step over the image.
 
-    Besnier et al., "Halton scheduler for masked generative image transformer", ICLR 2025. Unlike the
-    authors' code this one keeps known tokens, so that it can edit: they are left out of the order.
+    Besnier et al., "Halton scheduler for masked generative image transformer", ICLR 2025. Their results are
+    with 32 steps and constant guidance of .5 to 1.5 (see docs/weights.md); their quick start has guidance 2,
+    `shift`, and logits multiplied by 1 to 1.2 (`Decoding.logit_scale_last`).
 
     Args:
       shift: start every sample at a random place of the order, which goes round (the authors' `randomize`).
+      keep_known: leave known tokens out of the order, so that one can edit. Without it every position is
+        drawn when its turn comes, and known tokens are only seen until then, as in the authors' code.
     """
 
     shift: bool = setting(False, "Start each sample at a random place of the order.")
+    keep_known: bool = setting(True, KEEP_KNOWN)
 
     name = "halton"
 
+    def begin(self, tokens: Tensor) -> State:
+        state = super().begin(tokens)
+        if not self.keep_known:
+            state.unknown = torch.ones_like(state.unknown)
+            state.plan = (self._decided_after(state.unknown.sum(-1)), None)
+        return state
+
     def order(self, shape: torch.Size, noise: Noise, device: torch.device) -> Tensor:
         B, n = shape
-        side = math.isqrt(n)
-        if side * side != n:
-            raise ValueError(f"the Halton order is for square images; {n} tokens are not one")
-        # [n]: position -> place in the order
-        place = halton_order(side).argsort().to(device, non_blocking=True)
+        place = halton_place(n).to(device, non_blocking=True)
         if self.shift:
             start = (noise.uniform((B, 1), device) * n).long()  # [B, 1]
             place = (place + start) % n
         return place.float()
 
 
+def halton_place(tokens: int) -> Tensor:
+    """The place of each position in the Halton order, int64 [tokens].
+
+    Raises:
+      ValueError: the tokens are no square image.
+    """
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"the Halton order is for square images; {tokens} tokens are not one")
+    return halton_order(side).argsort()
+
+
 def halton_order(side: int) -> Tensor:
     """The positions (row * side + column) of a square grid in Halton order, int64 [side * side].
 
     Point k = 1, 2, ... has row floor(side * phi2(k)) and column floor(side * phi3(k)), phi being the
-    radical inverse; each cell counts at its first visit.
+    radical inverse; each cell counts at its first visit. (The authors' code stops after 10,000 points: from
+    side 64 on some cells are then never visited.)
     """
     return torch.tensor(_halton_cells(side))
 

@@ -25,6 +25,11 @@ CONFIGURATIONS = {
     "random exp": ("random", {"schedule": "exp"}),
     "halton": ("halton", {}),
     "halton shifted": ("halton", {"shift": True, "schedule": "cosine"}),
+    "confidence-2025": ("confidence-2025", {}),
+    "confidence-2025 warm-up": ("confidence-2025", {"schedule": "root", "choice": "warm_up"}),
+    "moment": ("moment", {}),
+    "moment arccos": ("moment", {"schedule": "arccos", "choice_temperature": 0.5}),
+    "moment-halton": ("moment-halton", {"explore": 0.3}),
     "remdm": ("remdm", {}),
     "remdm cap": ("remdm", {"remasking": "cap", "eta": 0.3}),
     "remdm conf": ("remdm", {"remasking": "conf"}),
@@ -38,6 +43,7 @@ MASKED = {  # masked tokens of each of three samples
     "uneven": (16, 3, 0),
     "one": (1, 0, 1),
 }
+OTHER_COUNTS = ("remdm", "confidence-2025")  # by chance; of all known tokens, given ones included
 ALL = pytest.mark.parametrize("configuration", CONFIGURATIONS)
 
 
@@ -116,7 +122,9 @@ def test_invariants(configuration, masked, rng):
 
 @pytest.mark.parametrize("masked", MASKED)
 @pytest.mark.parametrize("steps", [1, 2, 8, 16, 32])
-@pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if "remdm" not in c])
+@pytest.mark.parametrize(
+    "configuration", [c for c in CONFIGURATIONS if c.split()[0] not in OTHER_COUNTS]
+)
 def test_counts_are_as_planned(configuration, steps, masked):
     sampler, tokens = build(configuration, steps), start(masked)
     states = states_of(sampler, tokens, source("generator"))
@@ -152,7 +160,7 @@ def test_counts_are_independent_of_the_plan():
 
 @pytest.mark.parametrize(
     "configuration",
-    [c for c in CONFIGURATIONS if c.split()[0] in ("confidence", "random", "halton")],
+    [c for c in CONFIGURATIONS if c.split()[0] not in ("official", "remdm")],
 )
 def test_every_position_is_decided_once(configuration):
     tokens = start("uneven")
@@ -241,7 +249,7 @@ def test_no_step_waits_for_the_device(configuration, rng):
 @pytest.mark.parametrize(
     "name, settings, message",
     [
-        ("greedy", {}, "sampler is 'greedy'; known: official, confidence, random, halton, remdm"),
+        ("greedy", {}, "sampler is 'greedy'; known: official, confidence, confidence-2025"),
         ("official", {"eta": 0.1}, "'official' has no eta; it takes steps, schedule, choice_temp"),
         ("official", {"steps": 0}, "steps is 0; accepted: 1 or more"),
         ("halton", {"steps": -1}, "steps is -1"),
@@ -262,6 +270,18 @@ def test_no_step_waits_for_the_device(configuration, rng):
         ("remdm", {"t_on": 0.05}, "0 < t_off < t_on < 1"),
         ("remdm", {"alpha_on": 0.0, "remasking": "loop"}, "alpha_on is 0.0; accepted: between"),
         ("remdm", {"alpha_on": 1.0}, "alpha_on is 1.0"),
+        ("confidence-2025", {"schedule": "exp"}, "'exp'; known: root, linear"),
+        ("moment", {"choice_temperature": 0.0}, "0.0; accepted by the sampler 'moment': above 0"),
+        ("moment-halton", {"explore": 1.2}, "explore is 1.2; accepted: 0 to 1"),
+        ("dimo", {"steps": 2}, "steps is 2; accepted by the sampler 'dimo': 1"),
+        ("dimo", {"mask_ratio": 1.5}, "mask_ratio is 1.5; accepted: 0 to 1"),
+        (
+            "official",
+            {"steps": 2, "schedule": [0.5]},
+            "schedule has 1 values; accepted: one a step, 2",
+        ),
+        ("random", {"steps": 2, "schedule": [0.5, 0.7]}, "none above the one before"),
+        ("official", {"steps": 2, "choice_temperature": [1.0, -1.0]}, "choice_temperature is -1.0"),
     ],
 )
 def test_errors(name, settings, message):
@@ -272,11 +292,13 @@ def test_errors(name, settings, message):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_run_errors(name):
-    sampler = create(name, steps=4)
+    steps = 1 if name == "dimo" else 4
+    sampler = create(name, steps=steps)
     with pytest.raises(ValueError, match=r"\[16\]; accepted: \[B, h\*w\]"):
         next(sampler.run(start("full")[0], random_logits, None))
-    for step in (-1, 4):
-        with pytest.raises(ValueError, match=f"start_step is {step}; accepted: 0 to .* 3"):
+    for step in (-1, steps):
+        accepted = f"accepted: 0 to .* {steps - 1}"
+        with pytest.raises(ValueError, match=f"start_step is {step}; {accepted}"):
             next(sampler.run(start("full"), random_logits, None, start_step=step))
     with pytest.raises(TypeError, match="rng is a int"):
         next(sampler.run(start("full"), random_logits, 42))
