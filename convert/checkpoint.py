@@ -62,8 +62,9 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many numbers there are, running statistics not counted."""
-        return sum(t.numel() for n, t in self.tensors.items() if not n.startswith("batch_stats/"))
+        """How many numbers there are that training sets; running statistics are not counted."""
+        records = ("batch_stats/", "quantize.codebook_used")
+        return sum(t.numel() for n, t in self.tensors.items() if not n.startswith(records))
 
     @property
     def step(self) -> int | None:

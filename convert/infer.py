@@ -13,6 +13,7 @@ from typing import Any
 from convert import rules
 from convert.rules import Shape
 from maskgit_pt.configs import vqgan_config
+from maskgit_pt.nets.halton_transformer import PUBLISHED_HEADS
 
 # What weights do not show, so that only the stated configuration can tell.
 _NOT_IN_WEIGHTS = {
@@ -120,6 +121,36 @@ def merge_config(kind: str, inferred: dict, stated: dict, stated_in: str) -> dic
     return {**stated, **result}
 
 
+def heads_of(
+    kind: str, shapes: Mapping[str, Shape], num_heads: int | None
+) -> tuple[int, list[str]]:
+    """The number of attention heads of a model where a file does not tell, and a note if it was assumed.
+
+    Args:
+      kind: a kind with `Kind.width`.
+      shapes: our names -> shapes.
+      num_heads: as the user says; None: as published.
+
+    Raises:
+      ValueError: it does not fit, or no model of this width was published.
+    """
+    width = shapes.get(KINDS[kind].width, (0,))[-1]
+    known = KINDS[kind].heads
+    if known is None:
+        return heads_or_default(width, num_heads)
+    if num_heads is None and width not in known:
+        widths = ", ".join(f"{heads} at {width}" for width, heads in known.items())
+        raise ValueError(
+            f"the number of attention heads is not in the file, and its width is {width}; the published "
+            f"models have {widths}; --num_heads says how many it has"
+        )
+    note = (
+        f"the number of attention heads is not in the file: took {known.get(width)}, as the published "
+        f"model of width {width} has (--num_heads says otherwise)"
+    )
+    return num_heads or known[width], [] if num_heads else [note]
+
+
 def heads_or_default(width: int, num_heads: int | None) -> tuple[int, list[str]]:
     """The number of attention heads where a file does not tell, and a note if it had to be assumed.
 
@@ -150,7 +181,7 @@ def visible(config: dict) -> dict:
 
 def resolution(kind: str, config: dict) -> str:
     """What the model is for, in pixels: "256 x 256", "any multiple of 16"."""
-    if kind in ("transformer", "besnier_transformer"):
+    if kind in ("transformer", "besnier_transformer", "halton_transformer"):
         tokens = config.get("num_tokens") or config["max_position_embeddings"] - 1
         side = math.isqrt(tokens)
         if side * side != tokens:
@@ -159,7 +190,7 @@ def resolution(kind: str, config: dict) -> str:
         return f"{16 * side} x {16 * side}"
     if kind == "tokenizer":
         return f"any multiple of {2 ** (len(config['vqvae']['channel_multipliers']) - 1)}"
-    if kind == "taming_vqgan":
+    if kind in ("taming_vqgan", "llamagen_vq"):
         return f"any multiple of {2 ** (len(config['channel_multipliers']) - 1)}"
     return f"{config['image_size']} x {config['image_size']}"
 
@@ -258,7 +289,10 @@ def _besnier(shapes: _Shapes, num_heads: int, num_codes: int | None) -> dict:
     if codes > vocabulary - 3:
         raise ValueError(f"has {vocabulary} ids, too few for {codes} codes and the classes")
     heads_or_default(width, num_heads)
-    return {
+    latent = {}
+    if any(name.startswith("latent_projection.") for name in shapes.shapes):
+        latent = {"latent_features": shapes.get("latent_projection.0.weight", 2)[1]}
+    return latent | {
         "num_codes": codes,
         "num_classes": vocabulary - codes - 2,
         "num_tokens": shapes.get("pos_emb", 3)[1] - 1,
@@ -266,6 +300,51 @@ def _besnier(shapes: _Shapes, num_heads: int, num_codes: int | None) -> dict:
         "num_hidden_layers": shapes.count("transformer.layers."),
         "num_attention_heads": num_heads,
         "intermediate_size": shapes.get("transformer.layers.0.1.fn.net.0.weight", 2)[0],
+    }
+
+
+def _halton(shapes: _Shapes, num_heads: int, num_codes: int | None) -> dict:
+    ids, width = shapes.get("tok_emb.weight", 2)
+    layer = "transformer.layers.0"
+    inner = shapes.get(f"{layer}.attn.wq.weight", 2)[0]
+    if num_heads > width or width // num_heads * num_heads != inner:
+        raise ValueError(
+            f"{num_heads} attention heads do not give the {inner} rows of {layer}.attn.wq.weight at width "
+            f"{width}; --num_heads says how many it has"
+        )
+    registers = "reg_tokens.weight" in shapes.shapes
+    return {
+        "num_codes": ids - 1,
+        "num_classes": shapes.get("cls_emb.weight", 2)[0] - 1,
+        "num_tokens": shapes.get("pos_emb.weight", 2)[0],
+        "hidden_size": width,
+        "num_hidden_layers": shapes.count("transformer.layers."),
+        "num_attention_heads": num_heads,
+        "intermediate_size": shapes.get(f"{layer}.ff.w1.weight", 2)[0],
+        "num_registers": shapes.get("reg_tokens.weight", 2)[0] if registers else 0,
+    }
+
+
+def _llamagen(shapes: _Shapes, *_: object) -> dict:
+    codes, code_width = shapes.get("quantize.embedding.weight", 2)
+    channels = shapes.get("encoder.conv_in.weight", 4)[0]
+    levels = shapes.count("encoder.conv_blocks.")
+    if not 1 <= levels <= _MAX_LEVELS:
+        raise ValueError(
+            f"has {levels:,} levels (encoder.conv_blocks.*); accepted: 1 to {_MAX_LEVELS}"
+        )
+    names = [f"encoder.conv_blocks.{level}.res.0.conv1.weight" for level in range(levels)]
+    widths = [shapes.get(name, 4)[0] for name in names]
+    for name, width in zip(names, widths, strict=True):
+        if width % channels:
+            raise ValueError(f"{name} gives {width} channels, no multiple of the {channels}")
+    return {
+        "num_codes": codes,
+        "embed_dim": code_width,
+        "z_channels": shapes.get("encoder.conv_out.weight", 4)[0],
+        "channels": channels,
+        "channel_multipliers": [width // channels for width in widths],
+        "num_res_blocks": shapes.count("encoder.conv_blocks.0.res."),
     }
 
 
@@ -318,28 +397,47 @@ class Kind:
       config: from shapes, attention heads and codes (where shapes do not show them) to the configuration.
       width: our tensor whose last size is the width that attention heads share; None without attention
         heads that could be told apart.
+      heads: width -> attention heads of the published models; None: `DEFAULT_HEADS`, whatever the width.
     """
 
     names: re.Pattern
     torch_names: re.Pattern
     config: Callable[[_Shapes, int, int | None], dict]
     width: str | None = None
+    heads: Mapping[int, int] | None = None
 
 
-def _own(names: str, config: Callable[..., dict], width: str | None = None) -> Kind:
+def _own(
+    names: str,
+    config: Callable[..., dict],
+    width: str | None = None,
+    heads: Mapping[int, int] | None = None,
+) -> Kind:
     """A network that comes from PyTorch: its official names are ours."""
-    return Kind(re.compile(names), re.compile(names), config, width)
+    return Kind(re.compile(names), re.compile(names), config, width, heads)
 
 
 # Those that come from PyTorch first: of two with as many names, the first is taken.
 KINDS = {
     "besnier_transformer": _own(
-        r"((tok_emb|first_layer|last_layer|transformer\.layers)\.|(pos_emb|bias)$)",
+        r"((tok_emb|first_layer|last_layer|latent_projection|transformer\.layers)\.|(pos_emb|bias)$)",
         _besnier,
         "tok_emb.weight",
     ),
     "taming_vqgan": _own(
         r"((encoder|decoder)\.(down|mid|up)\.|quantize\.|quant_conv\.|post_quant_conv\.)", _taming
+    ),
+    "halton_transformer": _own(
+        r"((cls_emb|tok_emb|pos_emb|reg_tokens|head|last_norm)\."
+        r"|transformer\.layers\.\d+\.(mlp|ln1|attn|ln2|ff)\.)",
+        _halton,
+        "tok_emb.weight",
+        PUBLISHED_HEADS,
+    ),
+    "llamagen_vq": _own(
+        r"((encoder|decoder)\.(conv_in|conv_blocks|mid|norm_out|conv_out)\.|quantize\.|quant_conv\."
+        r"|post_quant_conv\.)",
+        _llamagen,
     ),
     "transformer": Kind(
         re.compile(r"params/(Embed_0|TransformerLayer_\d+|MlmLayer_0)/"),

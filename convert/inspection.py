@@ -67,6 +67,15 @@ class Published:
     ranges: Ranges = field(default_factory=dict)
 
 
+def _halton(width: int, layers: int, heads: int, tokens: int) -> dict:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_tokens": tokens,
+    }
+
+
 PUBLISHED = (
     Published(
         "transformer",
@@ -85,9 +94,24 @@ PUBLISHED = (
         "Google tokenizer_imagenet{256,512}_checkpoint (alike in shape), hmorimitsu "
         "tokenizer_imagenet{256,512}.ckpt, open-muse, TiTok, MaskBit (256), MAGE (other weights)",
     ),
-    Published("besnier_transformer", {}, "Besnier & Chen MaskGIT_ImageNet_256.pth"),
+    Published("besnier_transformer", {}, "Besnier & Chen MaskGIT_ImageNet_256.pth, Di[M]O"),
     Published(
         "besnier_transformer", {"num_tokens": 1024}, "Besnier & Chen MaskGIT_ImageNet_512.pth"
+    ),
+    *(
+        Published("halton_transformer", config, f"Halton-MaskGIT {file}.pth")
+        for file, config in {
+            "ImageNet_256_tiny": _halton(384, 6, 6, 256),
+            "ImageNet_256_small": _halton(512, 12, 6, 256),
+            "ImageNet_256_base": _halton(768, 12, 12, 256),
+            "ImageNet_384_small": _halton(512, 12, 6, 576),
+            "ImageNet_384_base": _halton(768, 12, 12, 576),
+            "ImageNet_384_large": _halton(1024, 24, 16, 576),
+        }.items()
+    ),
+    Published("llamagen_vq", {}, "LlamaGen vq_ds16_c2i.pt"),
+    Published(
+        "besnier_transformer", {"latent_features": 128}, "students of Di4C (sony/di4c), 256 px"
     ),
     Published(
         "taming_vqgan", {}, "Besnier & Chen's copy of taming's vqgan_imagenet_f16_1024 last.ckpt"

@@ -5,6 +5,13 @@ from convert.checkpoint import Checkpoint
 
 _MASKGIT = ("MaskGIT", "https://arxiv.org/abs/2202.04200")
 _BESNIER = ("MaskGIT as of Besnier & Chen 2023", "https://arxiv.org/abs/2310.14400")
+# Kinds that are not Google's.
+_OTHERS = {
+    "besnier_transformer": _BESNIER,
+    "taming_vqgan": _BESNIER,
+    "halton_transformer": ("Halton-MaskGIT", "https://arxiv.org/abs/2503.17076"),
+    "llamagen_vq": ("LlamaGen's VQ tokenizer", "https://arxiv.org/abs/2406.06525"),
+}
 
 _CARD = """\
 ---
@@ -51,7 +58,7 @@ def model_card(
       writers: names of the formats that can hold the model.
     """
     cls = rules.MODEL_CLASSES[checkpoint.kind]
-    model, paper = _BESNIER if checkpoint.kind in rules.FROM_PYTORCH else _MASKGIT
+    model, paper = _OTHERS.get(checkpoint.kind, _MASKGIT)
     weights = checkpoint.config.get("vqvae", {}).get("weights")
     return _CARD.format(
         kind=checkpoint.kind,

@@ -22,6 +22,8 @@ from convert.rows import Outgoing, Row, Rows
 from convert.tables import TABLES, Transform
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.discriminator import Discriminator
+from maskgit_pt.nets.halton_transformer import HaltonTransformer
+from maskgit_pt.nets.llamagen_vq import LlamaGenVQ
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
@@ -33,10 +35,12 @@ MODEL_CLASSES = {
     "discriminator": Discriminator,
     "besnier_transformer": BesnierTransformer,
     "taming_vqgan": TamingVQGAN,
+    "halton_transformer": HaltonTransformer,
+    "llamagen_vq": LlamaGenVQ,
 }
 # Models that come from PyTorch: their official names are those of the published files, which ours
 # are too, and nothing is transformed.
-FROM_PYTORCH = ("besnier_transformer", "taming_vqgan")
+FROM_PYTORCH = ("besnier_transformer", "taming_vqgan", "halton_transformer", "llamagen_vq")
 NORM_NAMES = {"GN": "GroupNorm", "LN": "LayerNorm", "BN": "BatchNorm"}
 # PyTorch counts the batches a BatchNorm has seen, Flax does not; with a fixed momentum nobody asks.
 TORCH_ONLY = "num_batches_tracked"

@@ -3,7 +3,18 @@
 `recognise` tells the format of a file from its content and opens it.
 """
 
-from convert.formats import besnier, flax, hmorimitsu, mage, maskbit, open_muse, safetensors, taming
+from convert.formats import (
+    besnier,
+    flax,
+    halton,
+    hmorimitsu,
+    llamagen,
+    mage,
+    maskbit,
+    open_muse,
+    safetensors,
+    taming,
+)
 from convert.formats import titok as titok_format
 from convert.formats.format import Format
 
@@ -18,5 +29,7 @@ FORMATS: tuple[Format, ...] = (
     mage.FORMAT,
     besnier.FORMAT,
     taming.FORMAT,
+    halton.FORMAT,
+    llamagen.FORMAT,
 )
 BY_NAME = {form.NAME: form for form in FORMATS}

@@ -1,6 +1,8 @@
 """Besnier & Chen 2023 (valeoai/Maskgit-pytorch v1): `MaskGIT_ImageNet_{256,512}.pth`.
 
-A model of its own, see `nets/besnier_transformer.py`, whose names are those of the file. With it
+A model of its own, see `nets/besnier_transformer.py`, whose names are those of the file. Two descendants have
+the same layout: the one-step generators of Di[M]O (bare, `pytorch_model.bin`), which nothing in the file
+tells from it, and the students of Di4C, which have a `latent_projection` more. With it
 come the iteration, the epoch and the optimizer's state; the latter is left out. Neither the number
 of attention heads nor the size of the codebook is in the file.
 """
@@ -22,17 +24,20 @@ _LAYER = re.compile(r"transformer\.layers\.(\d{1,4})\.")
 
 class Besnier(Format):
     NAME = "besnier"
-    DESCRIPTION = "valeoai/Maskgit-pytorch v1, MaskGIT_ImageNet_{256,512}.pth"
+    DESCRIPTION = (
+        "valeoai/Maskgit-pytorch v1, MaskGIT_ImageNet_{256,512}.pth; Di[M]O; students of sony/di4c"
+    )
     HOLDS = "the transformer of Besnier & Chen 2023; not the number of attention heads"
     KINDS = ("besnier_transformer",)
     WRAPPERS = ("model_state_dict", None)
 
     def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
         (layers,) = numbers(_LAYER, shapes)
-        return _rows(layers)
+        latent = int(any(name.startswith("latent_projection.") for name in shapes))
+        return _rows(layers, latent)
 
     def rows_of_model(self, kind: str, config: dict) -> Rows:
-        return _rows(config["num_hidden_layers"])
+        return _rows(config["num_hidden_layers"], config.get("latent_features", 0))
 
     def heads(
         self, shapes: Mapping[str, Shape], stated: dict, given: Given
@@ -46,8 +51,9 @@ class Besnier(Format):
         return {"iter": 0, "global_epoch": 0} | values | {wrapper: state}
 
 
-def _rows(layers: int) -> Rows:
-    names = rules.target("besnier_transformer", {"num_hidden_layers": layers})[0]
+def _rows(layers: int, latent_features: int) -> Rows:
+    config = {"num_hidden_layers": layers, "latent_features": latent_features}
+    names = rules.target("besnier_transformer", config)[0]
     return {name: Row((name,)) for name in names}
 
 

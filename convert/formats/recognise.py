@@ -20,7 +20,8 @@ from convert.rules import abbreviate
 
 ACCEPTED = (
     "folders with config.json and model.safetensors, .safetensors files, Google's Flax files, "
-    "PyTorch files of hmorimitsu, open-muse, TiTok, MaskBit, MAGE, Besnier & Chen, taming "
+    "PyTorch files of hmorimitsu, open-muse, TiTok, MaskBit, MAGE, Besnier & Chen, taming, "
+    "Halton-MaskGIT, LlamaGen "
     "(maskgit-convert --list)"
 )
 _ENOUGH = 0.5  # likeness

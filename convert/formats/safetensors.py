@@ -75,8 +75,8 @@ class Safetensors(Format):
     def heads(
         self, shapes: Mapping[str, Shape], stated: dict, given: Given
     ) -> tuple[int, list[str]]:
-        width = infer.KINDS[infer.infer_kind(shapes, torch_names=True)].width
-        if width is None:
+        kind = infer.infer_kind(shapes, torch_names=True)
+        if infer.KINDS[kind].width is None:
             return 1, []
         heads = stated.get("num_attention_heads", given.num_heads)
         if given.num_heads not in (None, heads):
@@ -84,7 +84,7 @@ class Safetensors(Format):
                 f"its configuration says {heads} attention heads, not {given.num_heads}"
             )
         if "num_attention_heads" not in stated:
-            return infer.heads_or_default(shapes.get(width, (0,))[-1], heads)
+            return infer.heads_of(kind, shapes, heads)
         if type(heads) is not int or heads < 1:
             raise ValueError(f"num_attention_heads is {heads!r}; accepted: a number from 1")
         return heads, []
