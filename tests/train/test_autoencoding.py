@@ -1,14 +1,12 @@
 import copy
 import importlib.util
-import runpy
-import subprocess
-import sys
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
-from training import ROOT, curve, one_process, run_here, text_of
+from training import curve, one_process, run_here, text_of
 
 from maskgit_pt import VQVAE
 from train import export, loop
@@ -100,27 +98,22 @@ def get_config():
         compile=False, log_every_steps=1, eval_every_steps=0,
     )
     config.data.update(images={images!r}, crop="center", num_workers=0)
-    # The entropy over a batch is each process's own, as on the devices of the official code: left out.
     config.vqvae.update(
         filters=32, num_res_blocks=1, channel_multipliers=(1, 1), embedding_dim=8, codebook_size=16,
-        entropy_loss_ratio=0.0,
+        entropy_loss_ratio=0.5,
     )
     return config
 """
 
 
-@pytest.mark.slow  # half a minute of starting processes
 def test_two_processes_give_the_curves_of_one(images, tmp_path):
-    """With discriminator and R1: gradients are averaged, codes are counted over the whole batch."""
+    """With discriminator, R1 and the entropy over the whole batch: gradients are averaged, codes counted."""
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE.format(images=str(images)))
-    run_here(runpy.run_path(str(recipe))["get_config"](), tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "train", f"--config={recipe}", f"--output={tmp_path / 'two'}"]
-    command += ["--device=cpu", "--threads=1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    for count in (1, 2):
+        argv = [f"--config={recipe}", f"--output={tmp_path / str(count)}", "--device=cpu"]
+        processes.run(processes.train, argv, logs=tmp_path / "logs", count=count)
+    one, two = curve(tmp_path / "1"), curve(tmp_path / "2")
     assert len(one) == 2 and one[0]["codebook_usage"] > 0
     for line, other in zip(one, two, strict=True):
         assert other == pytest.approx(line, rel=1e-5)
@@ -147,12 +140,12 @@ def test_scores_on_images_that_are_not_trained_on(images, tmp_path, small_discri
 
 def test_what_scores_need_is_missed_before_training(images, tmp_path, small_discriminator):
     config = config_of(images, eval_images=str(tmp_path / "nowhere"))
-    with one_process() as processes:
+    with one_process() as here:
         with pytest.raises(FileNotFoundError, match="nowhere"):
-            loop.make_task(config, processes)
+            loop.make_task(config, here)
         config.update(eval_images=str(images), inception_weights=str(tmp_path / "no.pth"))
         with pytest.raises(FileNotFoundError, match="no.pth: no such file"):
-            loop.make_task(config, processes)
+            loop.make_task(config, here)
 
 
 def test_export(images, tmp_path, small_discriminator):
@@ -239,11 +232,11 @@ def test_work_of_the_published_configuration(images, resnet_file):
     """945.2 GFLOP: three times the 315.1 of encoder and decoder, and the distances to the codes."""
     config = tokenizer_defaults.get_config()
     config.data.images, config.perceptual_weights = str(images), str(resnet_file)
-    with one_process() as processes:
-        _, work = autoencoding.Autoencoding.describe(config, processes)
+    with one_process() as here:
+        _, work = autoencoding.Autoencoding.describe(config, here)
         assert round(work / 1e9) == 1311
         config.perceptual_weights, config.vqgan.g_adversarial_loss_weight = "off", 0.0
-        _, work = autoencoding.Autoencoding.describe(config, processes)
+        _, work = autoencoding.Autoencoding.describe(config, here)
         assert round(work / 1e9, 1) == 945.2
 
 
@@ -258,7 +251,7 @@ def test_operations_are_counted_like_by_hand():
 
 
 def test_bad_settings(images):
-    with one_process() as processes:
+    with one_process() as here:
         for changes, message in (
             ({"vqvae.quantizer": "lfq"}, "config.vqvae.quantizer is 'lfq'"),
             ({"vqgan.loss_type": "wgan"}, "config.vqgan.loss_type is 'wgan'"),
@@ -267,12 +260,12 @@ def test_bad_settings(images):
             ({"data.images": ""}, "config.data.images is not set; accepted: a folder"),
         ):
             with pytest.raises(ValueError, match=message):
-                loop.make_task(config_of(images, **changes), processes)
+                loop.make_task(config_of(images, **changes), here)
 
 
 def test_the_batch_of_every_process_is_its_part(images):
-    with one_process() as processes:
-        batches = [data.open_images(config_of(images), processes)]
+    with one_process() as here:
+        batches = [data.open_images(config_of(images), here)]
         for rank in range(2):
             part = copy.copy(batches[0])
             part.share = data.Share(4, rank, 2)

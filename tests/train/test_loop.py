@@ -1,16 +1,13 @@
 import json
-import os
-import random
 import resource
-import shutil
 import signal
-import subprocess
-import time
 
+import processes
 import pytest
 import torch
-from training import ROOT, command, curve, make_shards, run_command, run_here, text_of, tiny_config
+from training import arguments, curve, make_shards, run_here, text_of, tiny_config, train_in
 
+from train import __main__ as program
 from train.run import checkpoints
 from train.run.metrics import read_metrics
 from train.tasks import masked_tokens
@@ -104,125 +101,6 @@ def test_a_damaged_checkpoint_is_named(tokens, tmp_path):
         run_here(tiny_config(tokens, num_train_steps=20), tmp_path)
 
 
-def test_two_processes_then_one(tokens, tmp_path):
-    """Same global batches: without dropout the losses are those of one process."""
-    no_dropout = "--config.transformer.dropout_rate=0.0"
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert run_command(one, tokens, no_dropout).returncode == 0
-    half = ("--config.num_train_steps=8", no_dropout)
-    result = run_command(two, tokens, *half, processes=2)
-    assert result.returncode == 0, result.stderr
-    assert run_command(two, tokens, no_dropout).returncode == 0
-    losses = [torch.tensor([line["loss"] for line in curve(run)]) for run in (one, two)]
-    torch.testing.assert_close(*losses, rtol=0, atol=1e-5)
-
-
-def test_fsdp_is_the_same_training(tokens, tmp_path):
-    arguments = ("--config.transformer.dropout_rate=0.0", "--config.num_train_steps=6")
-    assert run_command(tmp_path / "one", tokens, *arguments).returncode == 0
-    result = run_command(
-        tmp_path / "fsdp", tokens, *arguments, "--config.parallel=fsdp", processes=2
-    )
-    assert result.returncode == 0, result.stderr
-    losses = [[line["loss"] for line in curve(tmp_path / run)] for run in ("one", "fsdp")]
-    torch.testing.assert_close(*map(torch.tensor, losses), rtol=0, atol=1e-5)
-    # And back to a single process without sharding.
-    assert run_command(tmp_path / "fsdp", tokens, arguments[0]).returncode == 0
-    assert curve(tmp_path / "fsdp")[-1]["step"] == 12
-
-
-def start(run, tokens, *arguments, processes=1):
-    return subprocess.Popen(
-        command(run, tokens, *arguments, processes=processes),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_steps(run, process, seconds=120):
-    """Waits for the first metrics of this process."""
-    before = len(read_metrics(run))
-    end = time.monotonic() + seconds
-    while process.poll() is None and len(read_metrics(run)) <= before:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def kill_and_rerun(tokens, folder, kills, processes, seed):
-    """Kills a run `kills` times at random moments; returns its curve and that of one left in peace."""
-    long = ("--config.num_train_steps=120", "--config.checkpoint_every_steps=2",
-            "--config.log_every_steps=3")  # fmt: skip
-    assert run_command(folder / "whole", tokens, *long, processes=processes).returncode == 0
-    moments, killed = random.Random(seed), 0
-    while killed < kills:
-        process = start(folder / "killed", tokens, *long, processes=processes)
-        wait_for_steps(folder / "killed", process)
-        time.sleep(moments.uniform(0, 0.3))
-        if process.poll() is None:
-            if processes > 1 and killed % 2 == 0:
-                process.kill()  # torchrun alone: its processes must not live on
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        else:  # it came to its end: begin anew
-            assert process.returncode == 0
-            shutil.rmtree(folder / "killed")
-        process.communicate()
-    result = run_command(folder / "killed", tokens, *long, processes=processes)
-    assert result.returncode == 0, result.stderr
-    return curve(folder / "killed"), curve(folder / "whole")
-
-
-def test_a_killed_run_leaves_no_process(tokens, tmp_path):
-    process = start(
-        tmp_path, tokens, "--config.num_train_steps=100000", "--config.data.num_workers=1"
-    )
-    wait_for_steps(tmp_path, process)
-    group = os.getpgid(process.pid)
-    process.kill()  # not its group: workers and the server that forked them are to notice
-    process.communicate(timeout=60)
-    end = time.monotonic() + 60
-    while _exists(group):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def _exists(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("processes, kills", [(1, 2), (2, 1)])
-def test_killed_runs_go_on_bit_identically(tokens, tmp_path, processes, kills):
-    killed, whole = kill_and_rerun(tokens, tmp_path, kills, processes, seed=processes)
-    assert killed == whole
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_twenty_times(tokens, tmp_path, processes):
-    killed, whole = kill_and_rerun(tokens, tmp_path, 20, processes, seed=100 + processes)
-    assert killed == whole
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_save(tokens, tmp_path, number, code):
-    arguments = ("--config.num_train_steps=100000", "--config.checkpoint_every_steps=100000")
-    process = start(tmp_path, tokens, *arguments)
-    wait_for_steps(tmp_path, process)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == code
-    (step,) = checkpoints.steps(tmp_path)
-    assert f"stopped at step {step}, saved" in error
-
-
 def test_a_loss_that_is_not_finite(tokens, tmp_path, monkeypatch):
     config = tiny_config(tokens)
     forward = masked_tokens.MaskedLoss.forward
@@ -242,23 +120,24 @@ def test_a_loss_that_is_not_finite(tokens, tmp_path, monkeypatch):
     assert run_here(config, tmp_path).step == 12
 
 
-def test_a_full_disk(tokens, tmp_path):
+def train_on_a_full_disk(argv):
     """Files may not grow beyond a limit: writing a checkpoint fails as on a full disk."""
-    assert run_command(tmp_path, tokens, "--config.num_train_steps=4").returncode == 0
-    result = subprocess.run(
-        command(tmp_path, tokens),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )
-    assert result.returncode == 1
-    last = result.stderr.strip().splitlines()[-1]
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    return processes.train(argv)
+
+
+def test_a_full_disk(tokens, tmp_path):
+    run = tmp_path / "run"
+    train_in(1, run, tokens, "--config.num_train_steps=4")
+    argv = arguments(run, tokens)
+    group = processes.start(train_on_a_full_disk, argv, logs=tmp_path / "logs")
+    assert group.wait() == [1]
+    last = group.text().strip().splitlines()[-1]
     assert "could not be written" in last and "step_000000004" in last and "File too large" in last
-    assert checkpoints.steps(tmp_path) == [4]
-    assert run_command(tmp_path, tokens).returncode == 0
-    assert curve(tmp_path)[-1]["step"] == 12
+    assert checkpoints.steps(run) == [4]
+    train_in(1, run, tokens)
+    assert curve(run)[-1]["step"] == 12
 
 
 def test_a_corrupted_shard(tokens, tmp_path):
@@ -271,11 +150,12 @@ def test_a_corrupted_shard(tokens, tmp_path):
         run_here(tiny_config(folder, **{"data.num_workers": 1}), tmp_path / "run")
 
 
-def test_dry_run(tokens, tmp_path):
-    result = run_command(tmp_path / "run", tokens, "--dry_run")
-    assert result.returncode == 0 and not (tmp_path / "run").exists()
+def test_dry_run(tokens, tmp_path, capsys):
+    assert program.cli(arguments(tmp_path / "run", tokens, "--dry_run")) == 0
+    assert not (tmp_path / "run").exists()
+    told = capsys.readouterr().out
     for what in ("optimizer.lr = 0.001", "images: 90 x 2 crops", "A100-hours"):
-        assert what in result.stdout
+        assert what in told
 
 
 def test_metrics_survive_a_line_cut_off_by_a_kill(tmp_path):

@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
 import numpy as np
+import processes
 
 from maskgit_pt.launch import Processes
 from train import loop
@@ -88,20 +88,23 @@ def run_here(config: ml_collections.ConfigDict, run: Path) -> TrainState:
         return loop.train(config, run, processes)
 
 
-def command(run: Path, tokens: Path, *arguments: str, processes: int = 1) -> list[str]:
-    """The command line of a run of `tiny_recipe.py`."""
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*start, "-m", "train", f"--config={RECIPE}", f"--output={run}", "--device=cpu",
-            "--threads=1", f"--config.data.tokens={tokens}", *arguments]  # fmt: skip
+def arguments(run: Path, tokens: Path, *more: str) -> list[str]:
+    """Arguments of the command line for a run of `tiny_recipe.py`."""
+    return [f"--config={RECIPE}", f"--output={run}", "--device=cpu", "--threads=1",
+            f"--config.data.tokens={tokens}", *more]  # fmt: skip
 
 
-def run_command(*arguments, **options) -> subprocess.CompletedProcess:
-    """Runs `command` to its end."""
-    return subprocess.run(
-        command(*arguments, **options), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+def torchrun(run: Path, tokens: Path, *more: str, processes: int = 2) -> list[str]:
+    """A command line of torchrun on one machine."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start += [f"--nproc_per_node={processes}", "-m", "train"]
+    return [*start, *arguments(run, tokens, *more)]
+
+
+def train_in(count: int, run: Path, tokens: Path, *more: str) -> processes.Group:
+    """Trains to the end in processes of their own."""
+    logs = run.with_name(f"{run.name}.logs")
+    return processes.run(processes.train, arguments(run, tokens, *more), logs=logs, count=count)
 
 
 def curve(run: Path) -> list[dict[str, float]]:
