@@ -1,0 +1,9 @@
+"""The studio: a page in the browser to generate, paint on photos, and compare, with Gradio (extra `demo`).
+
+- `__main__.py`: the command, `maskgit-studio`
+- `engine.py`: runs one job of `maskgit_pt.sample` at a time, and tells what can be seen of it
+- `history.py`: the folder in which everything that was made is kept
+- `pictures.py`: what the page draws
+- `controls.py`: class search and settings of samplers
+- `page.py`: the tabs
+"""

@@ -1,0 +1,311 @@
+"""The page: its tabs, and what happens when something on it is pressed."""
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from maskgit_pt import imagenet, sample
+from maskgit_pt.decoding import Settings
+from maskgit_pt.model_settings import ModelSettings
+from maskgit_pt.studio import pictures
+from maskgit_pt.studio.controls import SamplerControls, class_search
+from maskgit_pt.studio.edit_tab import EditTab
+from maskgit_pt.studio.engine import Cancelled, Engine
+from maskgit_pt.studio.history import Entry, History
+
+MAX_IMAGES = 16  # of one job
+CSS = """
+.gradio-container {max-width: 1200px !important; margin: auto !important}
+@media (max-width: 480px) {.gradio-container {padding: 6px !important}}
+#notice {opacity: .8}
+"""
+
+
+class Page:
+    """Builds the page, and runs what it asks for.
+
+    Args:
+      engine: with the model.
+      models: how the model was loaded; goes into the commands of the history.
+      history: where everything is kept.
+      notice: a line under the title, e.g. that the model is a small one for trying.
+    """
+
+    def __init__(self, engine: Engine, models: ModelSettings, history: History, notice: str = ""):
+        self.engine, self.models, self.history, self.notice = engine, models, history, notice
+        self.num_classes = engine.model.num_classes
+
+    def build(self) -> gr.Blocks:
+        """Returns the page, not yet served."""
+        with gr.Blocks(title="maskgit studio", analytics_enabled=False) as blocks:
+            gr.Markdown(f"# maskgit studio\n{self.notice}", elem_id="notice")
+            with gr.Tabs():
+                with gr.Tab("Generate"):
+                    self._generate_tab()
+                with gr.Tab("Edit"):
+                    EditTab(self)
+                with gr.Tab("Compare"):
+                    self._compare_tab()
+                with gr.Tab("History"):
+                    self._history_tab(blocks)
+        # One job at a time; whoever comes later waits in line.
+        return blocks.queue(default_concurrency_limit=1, max_size=32)
+
+    # Jobs
+
+    def job(self, label: int, count: float, seed: float, decoding: Settings, **asked: Any):
+        """Returns a `sample.Job` into a new folder of the history."""
+        if label is None:
+            raise ValueError("no class is chosen")
+        if not 1 <= int(count) <= MAX_IMAGES:
+            raise ValueError(f"images is {count}; accepted: 1 to {MAX_IMAGES}")
+        output = self.history.new_folder()
+        models = dataclasses.replace(self.models, labels=str(label), seed=int(seed))
+        settings = sample.SampleSettings(
+            num_samples=int(count), output=str(output), npz=False, **asked
+        )
+        return sample.Job(models, decoding, settings)
+
+    def title(self, label: int) -> str:
+        """What an entry of this class is called."""
+        if self.num_classes == imagenet.NUM_CLASSES:
+            return f"{label} {imagenet.class_name(label)}"
+        return f"class {label}"
+
+    def run(
+        self, job: sample.Job, title: str, show_guesses: bool
+    ) -> Iterator[tuple[Image.Image | None, str, Entry | None]]:
+        """Runs a job; yields the picture, a line about it, and at the end the entry.
+
+        Raises:
+          gr.Error: with one line of what went wrong.
+        """
+        frames: list[Image.Image] = []
+        seconds = 0.0
+        try:
+            for update in self.engine.run(job, show_guesses):
+                frames.append(update.picture)
+                seconds = update.seconds
+                yield update.picture, f"step {update.step} of {update.steps}", None
+            entry = self.history.keep(job, title, frames)
+        except Cancelled as reason:
+            self.history.discard(job.asked.output)
+            yield (frames[-1] if frames else None), str(reason), None
+            return
+        except (ValueError, OSError) as error:
+            self.history.discard(job.asked.output)
+            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
+        count = job.asked.num_samples
+        rate = f"{count / seconds:.2f} images/s, {seconds:.1f} s" if seconds else ""
+        yield frames[-1] if frames else None, rate, entry
+
+    # Tabs
+
+    def _generate_tab(self) -> None:
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                label = class_search(self.num_classes, elem_id="generate-class")
+                count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images")
+                seed, lock = seed_controls("generate")
+                controls = SamplerControls("generate", self.engine.model.num_tokens)
+                guesses = gr.Checkbox(True, label="Show guesses while decoding")
+                with gr.Row():
+                    go = gr.Button("Generate", variant="primary", elem_id="generate-go")
+                    stop = gr.Button("Cancel", elem_id="generate-cancel")
+            with gr.Column(scale=2, min_width=280):
+                view = result_view("generate")
+        inputs = [label, count, seed, lock, guesses, *controls.components]
+
+        def generate(label, count, seed, lock, guesses, *values):
+            seed = next_seed(seed, lock)
+            with one_line_errors():
+                job = self.job(label, count, seed, controls.settings(*values))
+            yield view.begin() | {view.seed: seed}
+            for picture, line, entry in self.run(job, self.title(label), guesses):
+                yield view.update(picture, line, entry)
+
+        view.seed = seed
+        go.click(generate, inputs, view.outputs, api_name="generate", show_progress="hidden")
+        stop.click(self.engine.cancel, queue=False, api_name=False)
+
+    def _compare_tab(self) -> None:
+        with gr.Row():
+            label = class_search(self.num_classes, elem_id="compare-class")
+            count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images")
+            seed, lock = seed_controls("compare")
+        with gr.Row():
+            sides = []
+            for name in ("A", "B"):
+                with gr.Column(min_width=280):
+                    gr.Markdown(f"### {name}")
+                    controls = SamplerControls(f"compare-{name}", self.engine.model.num_tokens)
+                    sides.append((name, controls, result_view(f"compare-{name}")))
+        with gr.Row():
+            go = gr.Button("Compare", variant="primary", elem_id="compare-go")
+            stop = gr.Button("Cancel")
+        middle = 1 + len(sides[0][1].names)
+
+        def compare(label, count, seed, lock, *values):
+            seed = next_seed(seed, lock)
+            parts = values[:middle], values[middle:]
+            with one_line_errors():
+                settings = [s[1].settings(*part) for s, part in zip(sides, parts, strict=True)]
+            yield sides[0][2].begin() | sides[1][2].begin() | {sides[0][2].seed: seed}
+            for (name, _, view), decoding in zip(sides, settings, strict=True):
+                with one_line_errors():
+                    job = self.job(label, count, seed, decoding)
+                for picture, line, entry in self.run(job, f"{self.title(label)}, {name}", True):
+                    yield view.update(picture, line, entry)
+
+        for _, _, view in sides:
+            view.seed = seed
+        inputs = [label, count, seed, lock, *sides[0][1].components, *sides[1][1].components]
+        outputs = list(dict.fromkeys([*sides[0][2].outputs, *sides[1][2].outputs]))
+        go.click(compare, inputs, outputs, api_name="compare", show_progress="hidden")
+        stop.click(self.engine.cancel, queue=False, api_name=False)
+
+    def _history_tab(self, blocks: gr.Blocks) -> None:
+        folders = gr.State([])
+        chosen = gr.State("")
+        refresh = gr.Button("Refresh")
+        gallery = gr.Gallery(
+            label="Everything that was made, newest first", columns=6, height="auto",
+            allow_preview=False, object_fit="contain", elem_id="history-gallery",
+        )  # fmt: skip
+        with gr.Group(visible=False) as details:
+            images = gr.Gallery(label="Images", columns=4, elem_id="history-images", format="png")
+            command = gr.Code(label="The command that makes the same files", language="shell")
+            code = gr.Code(label="The same in Python", language="python")
+            gr.Markdown("[How the Python interface works](?view=api) · `settings.json` is in the archive")
+            download = gr.DownloadButton("Download (images with metadata, settings)")
+
+        def listed():
+            entries = self.history.entries()
+            shown = [(str(e.images[0]), f"{e.folder.name} {e.title}") for e in entries if e.images]
+            return {
+                gallery: shown,
+                folders: [str(entry.folder) for entry in entries if entry.images],
+            }
+
+        def show(event: gr.SelectData, folders):
+            with one_line_errors():
+                entry = self.history.entry(folders[event.index])
+            return {
+                details: gr.update(visible=True),
+                images: [str(path) for path in entry.images],
+                command: entry.command,
+                code: entry.python,
+                download: str(self.history.download(entry)),
+                chosen: str(entry.folder),
+            }
+
+        outputs = [gallery, folders]
+        refresh.click(listed, None, outputs, api_name=False)
+        blocks.load(listed, None, outputs, api_name=False)
+        self.refresh_history = (listed, outputs)
+        gallery.select(show, [folders], [details, images, command, code, download, chosen], api_name=False)
+
+
+class ResultView:
+    """Where a job is watched and its result stands: picture, scrubber, images, command."""
+
+    def __init__(self, name: str):
+        self.picture = gr.Image(
+            label="Step by step", format="png", interactive=False, elem_id=f"{name}-picture"
+        )
+        self.line = gr.Textbox(label="Progress", interactive=False, elem_id=f"{name}-line")
+        self.scrubber = gr.Slider(
+            1, 2, value=1, step=1, label="Look at a step again", visible=False,
+            elem_id=f"{name}-scrubber",
+        )  # fmt: skip
+        self.images = gr.Gallery(
+            label="Images", columns=4, visible=False, format="png", elem_id=f"{name}-images"
+        )
+        self.command = gr.Code(
+            label="The command that makes the same files", language="shell", visible=False
+        )
+        self.folder = gr.State("")
+        self.seed: gr.Number | None = None
+        self.scrubber.change(
+            _frame, [self.folder, self.scrubber], self.picture, show_progress="hidden",
+            api_name=False,
+        )  # fmt: skip
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Everything that `begin` and `update` set."""
+        own = [self.picture, self.line, self.scrubber, self.images, self.command, self.folder]
+        return own if self.seed is None else [*own, self.seed]
+
+    def begin(self) -> dict[Any, Any]:
+        """The values of `outputs` when a job begins."""
+        hidden = gr.update(visible=False)
+        return {
+            self.picture: None,
+            self.line: "waiting for the model",
+            self.scrubber: hidden,
+            self.images: hidden,
+            self.command: hidden,
+            self.folder: "",
+        }
+
+    def update(
+        self, picture: Image.Image | None, line: str, entry: Entry | None
+    ) -> dict[Any, Any]:
+        """The values of `outputs` after a step, and with an entry at the end."""
+        values: dict[Any, Any] = {self.line: line}
+        if picture is not None:
+            values[self.picture] = picture
+        if entry is not None:
+            count = len(entry.steps)
+            values |= {
+                self.scrubber: gr.update(
+                    minimum=1, maximum=max(count, 2), value=count, visible=count > 1
+                ),
+                self.images: gr.update(
+                    value=[str(path) for path in entry.images], visible=True
+                ),
+                self.command: gr.update(value=entry.command, visible=True),
+                self.folder: str(entry.folder),
+            }
+        return values
+
+
+def result_view(name: str) -> ResultView:
+    """Adds a `ResultView` here."""
+    return ResultView(name)
+
+
+def _frame(folder: str, step: float) -> Any:
+    if not folder:
+        return gr.update()
+    path = Path(folder) / "steps" / f"{int(step) - 1:03d}.png"
+    return str(path) if path.is_file() else gr.update()
+
+
+def seed_controls(name: str) -> tuple[gr.Number, gr.Checkbox]:
+    """A seed, and whether it stays for the next job."""
+    seed = gr.Number(42, label="Seed", precision=0, minimum=0, elem_id=f"{name}-seed")
+    return seed, gr.Checkbox(True, label="Keep this seed", elem_id=f"{name}-lock")
+
+
+def next_seed(seed: float | None, lock: bool) -> int:
+    """The seed of a job: as given, or a new one."""
+    return int(seed or 0) if lock else random.randrange(2**31)
+
+
+class one_line_errors:
+    """Shows a ValueError or OSError on the page, in one line."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, ValueError | OSError):
+            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
