@@ -351,7 +351,7 @@ class MaskGIT(HubMixin):
         tokens: Tensor | None = None,
         return_steps: bool = False,
         clip: bool = True,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[samplers.State], None] | None = None,
     ) -> Result:
         """One batch; see `generate`.
 
@@ -362,7 +362,7 @@ class MaskGIT(HubMixin):
           tokens: int64 [B, h*w] to start from, -1 where unknown; default: all unknown.
           return_steps: as in `generate`.
           clip: images to [0, 1]; False for `editing.Edit.finish`, which clips after blending.
-          on_step: called after every step with the number of images.
+          on_step: called with the sampler's state after every step.
 
         Returns:
           As `generate`; on a GPU still being copied: call `wait()` before reading.
@@ -378,7 +378,7 @@ class MaskGIT(HubMixin):
         for state in options.sampler.run(guess, predict, noise, options.start_step, self.num_codes):
             guess = state.guess
             if on_step is not None:
-                on_step(len(labels))
+                on_step(state)
             if return_steps:
                 masks.append(state.unknown)
                 guesses.append(guess)

@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from maskgit_pt.samplers import State
+
 _DECODING = 2  # the tokenizer's decoder takes about as long as so many steps of the transformer
 _LONG = 30.0  # seconds that are worth a word before they have passed
 
@@ -38,10 +40,11 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def step(self, images: int) -> None:
-        """One step of so many images is done."""
+    def step(self, state: State) -> None:
+        """One step of a batch is done."""
         if not self._by_step:
             return
+        images = len(state.guess)
         if self._tell:
             self._tell = False
             seconds = (time.perf_counter() - self._begin) / images * self._work * self._total

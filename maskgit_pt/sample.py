@@ -1,10 +1,13 @@
 """Command line: `maskgit-sample`, pictures of ImageNet classes, and edited pictures."""
 
 import dataclasses
+import functools
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from absl import flags
@@ -20,6 +23,9 @@ from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.progress import Progress
 from maskgit_pt.sample_folder import Sample, SampleFolder, read_settings
 from maskgit_pt.settings import define_flags, from_flags, setting
+
+if TYPE_CHECKING:
+    from maskgit_pt.pipeline import MaskGIT
 
 PROGRAM = "maskgit-sample"
 USAGE = """\
@@ -126,26 +132,55 @@ def _check_usage(job: Job) -> None:
 
 
 def _generate(job: Job, processes: launch.Processes, device: torch.device) -> int:
-    asked = job.asked
-    _make_output(asked.output)  # complains before the models are loaded
+    _make_output(job.asked.output)  # complains before the models are loaded
     model = job.models.load(device)
+    if job.models.compile:
+        model.compile()
+    on_cpu, shown = device.type == "cpu", None if processes.is_main else False
+    progress = functools.partial(Progress, by_step=on_cpu, shown=shown)
+    count, new = fill(job, model, processes, progress)
+    if processes.is_main:
+        print(
+            f"{count} images in {job.asked.output} ({new} of them new in this process), the first of each "
+            "class in grid.png"
+        )
+    return 0
+
+
+def fill(
+    job: Job,
+    model: "MaskGIT",
+    processes: launch.Processes,
+    progress: Callable[[int, int], Progress],
+) -> tuple[int, int]:
+    """Makes what a job asks for and its folder lacks.
+
+    Args:
+      job: what to make, and where.
+      model: `job.models`, loaded.
+      processes: they share the work.
+      progress: makes what is told of it, from the number of missing images and the steps of each.
+
+    Returns:
+      How many images the set has, and how many this process made.
+
+    Raises:
+      ValueError, OSError: a setting out of range, an image that cannot be read, an output with other samples.
+    """
+    asked = job.asked
     default = "90" if model.num_classes == imagenet.NUM_CLASSES else "0"
     labels = job.models.class_ids(model.num_classes, default)
     edit = _edit(model, asked)
     settings = job.decoding if edit is None else editing.with_defaults(job.decoding)
     options = model.decoding(**settings)
-    if job.models.compile:
-        model.compile()
-    described = _describe(job, labels, options, device)
+    described = _describe(job, labels, options, model.device)
     folder = SampleFolder(asked.output, described, asked.overwrite, processes.is_main)
     processes.barrier()
     samples = _all_samples(labels, asked)
     on_cpu = model.device.type == "cpu"
     batches = _batches(job, samples, labels, processes, folder, on_cpu)
     total = sum(len(wanted) for _, wanted, _ in batches)
-    bar = Progress(
-        total, options.sampler.steps, by_step=on_cpu, shown=None if processes.is_main else False
-    )
+    bar = progress(total, options.sampler.steps)
     with bar, _Writer(folder, model if asked.show_steps else None) as writer:
         previous = None
         for batch, wanted, rng in batches:
@@ -161,11 +196,7 @@ def _generate(job: Job, processes: launch.Processes, device: torch.device) -> in
     processes.barrier()
     if processes.is_main:
         folder.finish(samples, npz=asked.npz)
-        print(
-            f"{len(samples)} images in {asked.output} ({total} of them new in this process), the first "
-            "of each class in grid.png"
-        )
-    return 0
+    return len(samples), total
 
 
 def _make_output(output: str) -> None:

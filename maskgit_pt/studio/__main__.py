@@ -91,7 +91,10 @@ def demo_model(output: Path) -> Path:
     """Trains the digits by the project's own command, once; returns the folder with both networks."""
     folder = output / "demo"
     if not (folder / "report.json").is_file():
-        print(f"Training a small model of handwritten digits into {folder}, a few minutes:", flush=True)
+        print(
+            f"Training a small model of handwritten digits into {folder}, a few minutes:",
+            flush=True,
+        )
         output.mkdir(parents=True, exist_ok=True)
         # -P: a folder `train` of the user's is not meant.
         command = [sys.executable, "-P", "-m", "train.digits", f"--output={folder}"]

@@ -12,13 +12,16 @@ from PIL import Image
 from maskgit_pt import editing
 from maskgit_pt.studio import pictures
 from maskgit_pt.studio.controls import SamplerControls, class_search
+from maskgit_pt.studio.view import MAX_IMAGES, ResultView, next_seed, one_line_errors, seed_controls
 from maskgit_pt.utils import Bbox
 
 if TYPE_CHECKING:
     from maskgit_pt.studio.page import Page
 
 MAX_PIXELS = 50_000_000
-_EDITOR = 1280  # pixels of the longer side in the browser; masks are brought back to the photo's size
+_EDITOR = (
+    1280  # pixels of the longer side in the browser; masks are brought back to the photo's size
+)
 
 
 class EditTab:
@@ -29,8 +32,6 @@ class EditTab:
     """
 
     def __init__(self, page: "Page"):
-        from maskgit_pt.studio.page import MAX_IMAGES, ResultView, seed_controls
-
         self.page, self.model = page, page.engine.model
         self.photos = gr.State([])  # paths; the last is the present one
         with gr.Row():
@@ -129,11 +130,7 @@ class EditTab:
             return None  # nothing painted yet, or half a box typed
         return pictures.covered_tokens(_small(array), array.shape[:2], crop, tokens)
 
-    def _edit(
-        self, photos, painted, box, margins, label, count, seed, lock, guesses, *values
-    ):
-        from maskgit_pt.studio.page import next_seed
-
+    def _edit(self, photos, painted, box, margins, label, count, seed, lock, guesses, *values):
         seed = next_seed(seed, lock)
         with one_line_errors():
             if not photos:
@@ -172,7 +169,10 @@ class EditTab:
         return dataclasses.replace(job, asked=dataclasses.replace(job.asked, **asked))
 
     def _select(self, event: gr.SelectData, photos: list[str], results: list[str]):
-        return {self.slider: _compared(photos[-1], results[event.index]), self.selected: event.index}
+        return {
+            self.slider: _compared(photos[-1], results[event.index]),
+            self.selected: event.index,
+        }
 
     def _use(self, photos: list[str], results: list[str], selected: int) -> dict[Any, Any]:
         with one_line_errors():
@@ -201,7 +201,9 @@ def _read(path: str) -> np.ndarray:
                 )
         return editing.as_picture(path)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"this file is no image that can be read: {type(error).__name__}") from None
+        raise ValueError(
+            f"this file is no image that can be read: {type(error).__name__}"
+        ) from None
 
 
 def _small(array: np.ndarray) -> Image.Image:
@@ -245,6 +247,3 @@ def _compared(before: str, after: str) -> Any:
     if first.size != second.size:
         first = first.resize(second.size)
     return gr.update(value=(pictures.enlarge(first), pictures.enlarge(second)), visible=True)
-
-
-from maskgit_pt.studio.page import one_line_errors  # noqa: E402

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-import torch
 from PIL import Image
 
 from maskgit_pt import launch, sample
@@ -71,7 +70,7 @@ class Engine:
           ValueError, OSError: see `sample.fill`.
         """
         updates: queue.Queue[Update | BaseException | None] = queue.Queue()
-        watch = _Watch(self, job, show_guesses, updates)
+        watch = _Watch(self, show_guesses, updates)
         threading.Thread(target=self._work, args=(job, watch, updates), daemon=True).start()
         while (update := updates.get()) is not None:
             if isinstance(update, BaseException):
@@ -83,9 +82,8 @@ class Engine:
             with self._busy:
                 self._cancel.clear()
                 watch.begin()
-                if self.model.device.type == "cpu":  # a setting of each thread
-                    torch.set_num_threads(job.models.threads or torch.get_num_threads())
-                sample.fill(job, self.model, self._processes, watch)
+                job.models.pick_device()  # which sets the number of threads, of each thread alone
+                sample.fill(job, self.model, self._processes, watch.expect)
         except BaseException as error:  # handed on to whoever reads the updates
             updates.put(error)
         else:
@@ -95,22 +93,20 @@ class Engine:
 class _Watch:
     """Told of every step by `sample.fill`, as `progress.Progress` is."""
 
-    def __init__(
-        self, engine: Engine, job: sample.Job, show_guesses: bool, updates: queue.Queue
-    ):
+    def __init__(self, engine: Engine, show_guesses: bool, updates: queue.Queue):
         self._engine, self._updates = engine, updates
         self._show_guesses = show_guesses
-        self._total = job.asked.num_samples
-        self._steps = self._step = self._finished = 0
+        self._total = self._steps = self._step = self._finished = 0
         self._known: list[Image.Image] = []  # of the images before this batch
         self._current: list[Image.Image] = []
 
     def begin(self) -> None:
         self._start = time.monotonic()
 
-    def expect(self, steps: int) -> None:
-        """How many steps each image takes."""
-        self._steps = steps
+    def expect(self, images: int, steps: int) -> "_Watch":
+        """So many images of so many steps each are to come."""
+        self._total, self._steps = images, steps
+        return self
 
     def step(self, state: State) -> None:
         """After every step; raises `Cancelled` where it is to be the last."""

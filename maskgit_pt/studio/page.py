@@ -1,25 +1,21 @@
 """The page: its tabs, and what happens when something on it is pressed."""
 
 import dataclasses
-import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
 from maskgit_pt import imagenet, sample
 from maskgit_pt.decoding import Settings
 from maskgit_pt.model_settings import ModelSettings
-from maskgit_pt.studio import pictures
 from maskgit_pt.studio.controls import SamplerControls, class_search
 from maskgit_pt.studio.edit_tab import EditTab
 from maskgit_pt.studio.engine import Cancelled, Engine
 from maskgit_pt.studio.history import Entry, History
+from maskgit_pt.studio.view import MAX_IMAGES, ResultView, next_seed, one_line_errors, seed_controls
 
-MAX_IMAGES = 16  # of one job
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: auto !important}
 @media (max-width: 480px) {.gradio-container {padding: 6px !important}}
@@ -119,7 +115,7 @@ class Page:
                     go = gr.Button("Generate", variant="primary", elem_id="generate-go")
                     stop = gr.Button("Cancel", elem_id="generate-cancel")
             with gr.Column(scale=2, min_width=280):
-                view = result_view("generate")
+                view = ResultView("generate")
         inputs = [label, count, seed, lock, guesses, *controls.components]
 
         def generate(label, count, seed, lock, guesses, *values):
@@ -145,7 +141,7 @@ class Page:
                 with gr.Column(min_width=280):
                     gr.Markdown(f"### {name}")
                     controls = SamplerControls(f"compare-{name}", self.engine.model.num_tokens)
-                    sides.append((name, controls, result_view(f"compare-{name}")))
+                    sides.append((name, controls, ResultView(f"compare-{name}")))
         with gr.Row():
             go = gr.Button("Compare", variant="primary", elem_id="compare-go")
             stop = gr.Button("Cancel")
@@ -182,7 +178,9 @@ class Page:
             images = gr.Gallery(label="Images", columns=4, elem_id="history-images", format="png")
             command = gr.Code(label="The command that makes the same files", language="shell")
             code = gr.Code(label="The same in Python", language="python")
-            gr.Markdown("[How the Python interface works](?view=api) · `settings.json` is in the archive")
+            gr.Markdown(
+                "[How the Python interface works](?view=api) · `settings.json` is in the archive"
+            )
             download = gr.DownloadButton("Download (images with metadata, settings)")
 
         def listed():
@@ -209,103 +207,6 @@ class Page:
         refresh.click(listed, None, outputs, api_name=False)
         blocks.load(listed, None, outputs, api_name=False)
         self.refresh_history = (listed, outputs)
-        gallery.select(show, [folders], [details, images, command, code, download, chosen], api_name=False)
-
-
-class ResultView:
-    """Where a job is watched and its result stands: picture, scrubber, images, command."""
-
-    def __init__(self, name: str):
-        self.picture = gr.Image(
-            label="Step by step", format="png", interactive=False, elem_id=f"{name}-picture"
+        gallery.select(
+            show, [folders], [details, images, command, code, download, chosen], api_name=False
         )
-        self.line = gr.Textbox(label="Progress", interactive=False, elem_id=f"{name}-line")
-        self.scrubber = gr.Slider(
-            1, 2, value=1, step=1, label="Look at a step again", visible=False,
-            elem_id=f"{name}-scrubber",
-        )  # fmt: skip
-        self.images = gr.Gallery(
-            label="Images", columns=4, visible=False, format="png", elem_id=f"{name}-images"
-        )
-        self.command = gr.Code(
-            label="The command that makes the same files", language="shell", visible=False
-        )
-        self.folder = gr.State("")
-        self.seed: gr.Number | None = None
-        self.scrubber.change(
-            _frame, [self.folder, self.scrubber], self.picture, show_progress="hidden",
-            api_name=False,
-        )  # fmt: skip
-
-    @property
-    def outputs(self) -> list[Any]:
-        """Everything that `begin` and `update` set."""
-        own = [self.picture, self.line, self.scrubber, self.images, self.command, self.folder]
-        return own if self.seed is None else [*own, self.seed]
-
-    def begin(self) -> dict[Any, Any]:
-        """The values of `outputs` when a job begins."""
-        hidden = gr.update(visible=False)
-        return {
-            self.picture: None,
-            self.line: "waiting for the model",
-            self.scrubber: hidden,
-            self.images: hidden,
-            self.command: hidden,
-            self.folder: "",
-        }
-
-    def update(
-        self, picture: Image.Image | None, line: str, entry: Entry | None
-    ) -> dict[Any, Any]:
-        """The values of `outputs` after a step, and with an entry at the end."""
-        values: dict[Any, Any] = {self.line: line}
-        if picture is not None:
-            values[self.picture] = picture
-        if entry is not None:
-            count = len(entry.steps)
-            values |= {
-                self.scrubber: gr.update(
-                    minimum=1, maximum=max(count, 2), value=count, visible=count > 1
-                ),
-                self.images: gr.update(
-                    value=[str(path) for path in entry.images], visible=True
-                ),
-                self.command: gr.update(value=entry.command, visible=True),
-                self.folder: str(entry.folder),
-            }
-        return values
-
-
-def result_view(name: str) -> ResultView:
-    """Adds a `ResultView` here."""
-    return ResultView(name)
-
-
-def _frame(folder: str, step: float) -> Any:
-    if not folder:
-        return gr.update()
-    path = Path(folder) / "steps" / f"{int(step) - 1:03d}.png"
-    return str(path) if path.is_file() else gr.update()
-
-
-def seed_controls(name: str) -> tuple[gr.Number, gr.Checkbox]:
-    """A seed, and whether it stays for the next job."""
-    seed = gr.Number(42, label="Seed", precision=0, minimum=0, elem_id=f"{name}-seed")
-    return seed, gr.Checkbox(True, label="Keep this seed", elem_id=f"{name}-lock")
-
-
-def next_seed(seed: float | None, lock: bool) -> int:
-    """The seed of a job: as given, or a new one."""
-    return int(seed or 0) if lock else random.randrange(2**31)
-
-
-class one_line_errors:
-    """Shows a ValueError or OSError on the page, in one line."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, ValueError | OSError):
-            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None

@@ -285,7 +285,7 @@ def test_on_a_cpu_images_appear_one_by_one(tmp_path, monkeypatch):
 
     def watched(self, labels, *others, on_step, **more):
         found.append(len(list(tmp_path.glob("class*.png"))))
-        counted = lambda images: steps.append(images) or on_step(images)  # noqa: E731
+        counted = lambda state: steps.append(len(state.guess)) or on_step(state)  # noqa: E731
         return sample_one(self, labels, *others, on_step=counted, **more)
 
     monkeypatch.setattr(MaskGIT, "sample", watched)

@@ -1,0 +1,102 @@
+"""What the tabs show of a job, and what they ask alike."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from maskgit_pt.studio.history import Entry
+
+MAX_IMAGES = 16  # of one job
+
+
+class ResultView:
+    """Where a job is watched and its result stands: picture, scrubber, images, command."""
+
+    def __init__(self, name: str):
+        self.picture = gr.Image(
+            label="Step by step", format="png", interactive=False, elem_id=f"{name}-picture"
+        )
+        self.line = gr.Textbox(label="Progress", interactive=False, elem_id=f"{name}-line")
+        self.scrubber = gr.Slider(
+            1, 2, value=1, step=1, label="Look at a step again", visible=False,
+            elem_id=f"{name}-scrubber",
+        )  # fmt: skip
+        self.images = gr.Gallery(
+            label="Images", columns=4, visible=False, format="png", elem_id=f"{name}-images"
+        )
+        self.command = gr.Code(
+            label="The command that makes the same files", language="shell", visible=False
+        )
+        self.folder = gr.State("")
+        self.seed: gr.Number | None = None
+        self.scrubber.change(
+            _frame, [self.folder, self.scrubber], self.picture, show_progress="hidden",
+            api_name=False,
+        )  # fmt: skip
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Everything that `begin` and `update` set."""
+        own = [self.picture, self.line, self.scrubber, self.images, self.command, self.folder]
+        return own if self.seed is None else [*own, self.seed]
+
+    def begin(self) -> dict[Any, Any]:
+        """The values of `outputs` when a job begins."""
+        hidden = gr.update(visible=False)
+        return {
+            self.picture: None,
+            self.line: "waiting for the model",
+            self.scrubber: hidden,
+            self.images: hidden,
+            self.command: hidden,
+            self.folder: "",
+        }
+
+    def update(self, picture: Image.Image | None, line: str, entry: Entry | None) -> dict[Any, Any]:
+        """The values of `outputs` after a step, and with an entry at the end."""
+        values: dict[Any, Any] = {self.line: line}
+        if picture is not None:
+            values[self.picture] = picture
+        if entry is not None:
+            count = len(entry.steps)
+            values |= {
+                self.scrubber: gr.update(
+                    minimum=1, maximum=max(count, 2), value=count, visible=count > 1
+                ),
+                self.images: gr.update(value=[str(path) for path in entry.images], visible=True),
+                self.command: gr.update(value=entry.command, visible=True),
+                self.folder: str(entry.folder),
+            }
+        return values
+
+
+def _frame(folder: str, step: float) -> Any:
+    if not folder:
+        return gr.update()
+    path = Path(folder) / "steps" / f"{int(step) - 1:03d}.png"
+    return str(path) if path.is_file() else gr.update()
+
+
+def seed_controls(name: str) -> tuple[gr.Number, gr.Checkbox]:
+    """A seed, and whether it stays for the next job."""
+    seed = gr.Number(42, label="Seed", precision=0, minimum=0, elem_id=f"{name}-seed")
+    return seed, gr.Checkbox(True, label="Keep this seed", elem_id=f"{name}-lock")
+
+
+def next_seed(seed: float | None, lock: bool) -> int:
+    """The seed of a job: as given, or a new one."""
+    return int(seed or 0) if lock else random.randrange(2**31)
+
+
+class one_line_errors:
+    """Shows a ValueError or OSError on the page, in one line."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, ValueError | OSError):
+            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
