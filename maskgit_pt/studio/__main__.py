@@ -58,15 +58,15 @@ def main() -> int:
             models, model=str(folder / "transformer"), tokenizer=str(folder / "tokenizer")
         )
         notice = "This is a small model of handwritten digits (8 x 8 pixels), for trying the page."
-    blocks = make_page(page, models, asked, notice)
-    blocks.launch(
+    made = make_page(page, models, asked, notice)
+    made.build().launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", asked.host),  # set on a Space
         server_port=asked.port,
         share=asked.share,
         inbrowser=asked.open_browser,
         max_file_size="50mb",
         allowed_paths=[str(Path(asked.output).resolve())],
-        css=page.CSS,
+        css=made.css,
         ssr_mode=False,
         footer_links=["api"],
         show_error=True,
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def make_page(page, models: ModelSettings, asked: StudioSettings, notice: str):
-    """Loads the model and returns the page, not yet served."""
+    """Loads the model; returns the page."""
     from maskgit_pt.studio.engine import Engine
     from maskgit_pt.studio.history import History
 
@@ -84,7 +84,7 @@ def make_page(page, models: ModelSettings, asked: StudioSettings, notice: str):
     if models.compile:
         model.compile()
     engine = Engine(model, asked.time_limit)
-    return page.Page(engine, models, History(Path(asked.output).resolve()), notice).build()
+    return page.Page(engine, models, History(Path(asked.output).resolve()), notice)
 
 
 def demo_model(output: Path) -> Path:

@@ -60,7 +60,7 @@ class EditTab:
                 )  # fmt: skip
                 self.cover = gr.Image(
                     label="Tokens that will be regenerated (red), and the square that the model sees",
-                    format="png", interactive=False, elem_id="edit-cover",
+                    format="png", interactive=False, elem_id="edit-cover", visible=False,
                 )  # fmt: skip
                 with gr.Row():
                     go = gr.Button("Regenerate", variant="primary", elem_id="edit-go")
@@ -108,7 +108,7 @@ class EditTab:
         return {
             self.photos: photos,
             self.editor: {"background": photo, "layers": [], "composite": photo},
-            self.cover: None,
+            self.cover: gr.update(value=None, visible=False),
             self.box: "",
             self.margins: "",
         }
@@ -116,7 +116,7 @@ class EditTab:
     def _preview(self, photos: list[str], painted: dict | None, box: str, margins: str) -> Any:
         """The photo with what the brush, the box or the margins really cover."""
         if not photos:
-            return None
+            return gr.update(visible=False)
         try:
             array = _read(photos[-1])
             array, pixels, given_box = _masked(array, painted, box, margins)
@@ -127,8 +127,9 @@ class EditTab:
             else:
                 tokens = editing.pixel_token_mask(pixels, crop, self.model.side)
         except ValueError:
-            return None  # nothing painted yet, or half a box typed
-        return pictures.covered_tokens(_small(array), array.shape[:2], crop, tokens)
+            return gr.update(visible=False)  # nothing painted yet, or half a box typed
+        picture = pictures.covered_tokens(_small(array), array.shape[:2], crop, tokens)
+        return gr.update(value=picture, visible=True)
 
     def _edit(self, photos, painted, box, margins, label, count, seed, lock, guesses, *values):
         seed = next_seed(seed, lock)

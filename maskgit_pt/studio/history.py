@@ -140,6 +140,8 @@ def command(job: sample.Job) -> str:
     for values in (job.models, job.asked):
         for name, field in fields(type(values)).items():
             value = getattr(values, name)
+            if name == "output":  # not into the entry itself, where everything is already
+                value = f"maskgit_{Path(value).name}"
             if value is True or value is False:
                 words += [] if value == field.default else [f"--{'' if value else 'no'}{name}"]
             elif value != field.default:

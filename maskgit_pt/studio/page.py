@@ -10,17 +10,26 @@ from PIL import Image
 from maskgit_pt import imagenet, sample
 from maskgit_pt.decoding import Settings
 from maskgit_pt.model_settings import ModelSettings
+from maskgit_pt.studio import pictures
 from maskgit_pt.studio.controls import SamplerControls, class_search
 from maskgit_pt.studio.edit_tab import EditTab
 from maskgit_pt.studio.engine import Cancelled, Engine
 from maskgit_pt.studio.history import Entry, History
-from maskgit_pt.studio.view import MAX_IMAGES, ResultView, next_seed, one_line_errors, seed_controls
+from maskgit_pt.studio.view import (
+    MAX_IMAGES,
+    ResultView,
+    command_box,
+    next_seed,
+    one_line_errors,
+    seed_controls,
+)
 
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: auto !important}
 @media (max-width: 480px) {.gradio-container {padding: 6px !important}}
 #notice {opacity: .8}
 """
+TINY_CSS = ".gradio-container img {image-rendering: pixelated}"  # for images of few pixels
 
 
 class Page:
@@ -36,6 +45,11 @@ class Page:
     def __init__(self, engine: Engine, models: ModelSettings, history: History, notice: str = ""):
         self.engine, self.models, self.history, self.notice = engine, models, history, notice
         self.num_classes = engine.model.num_classes
+
+    @property
+    def css(self) -> str:
+        """The style sheet: pixels of tiny images stay squares."""
+        return CSS + (TINY_CSS if self.engine.model.image_size < pictures.LEAST else "")
 
     def build(self) -> gr.Blocks:
         """Returns the page, not yet served."""
@@ -176,8 +190,8 @@ class Page:
         )  # fmt: skip
         with gr.Group(visible=False) as details:
             images = gr.Gallery(label="Images", columns=4, elem_id="history-images", format="png")
-            command = gr.Code(label="The command that makes the same files", language="shell")
-            code = gr.Code(label="The same in Python", language="python")
+            command = command_box()
+            code = gr.Code(label="The same in Python", language="python", lines=1, max_lines=8, wrap_lines=True)
             gr.Markdown(
                 "[How the Python interface works](?view=api) · `settings.json` is in the archive"
             )

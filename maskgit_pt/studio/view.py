@@ -17,7 +17,11 @@ class ResultView:
 
     def __init__(self, name: str):
         self.picture = gr.Image(
-            label="Step by step", format="png", interactive=False, elem_id=f"{name}-picture"
+            label="Step by step",
+            format="png",
+            interactive=False,
+            visible=False,
+            elem_id=f"{name}-picture",
         )
         self.line = gr.Textbox(label="Progress", interactive=False, elem_id=f"{name}-line")
         self.scrubber = gr.Slider(
@@ -25,11 +29,15 @@ class ResultView:
             elem_id=f"{name}-scrubber",
         )  # fmt: skip
         self.images = gr.Gallery(
-            label="Images", columns=4, visible=False, format="png", elem_id=f"{name}-images"
+            label="Images",
+            columns=4,
+            visible=False,
+            format="png",
+            height="auto",
+            object_fit="contain",
+            elem_id=f"{name}-images",
         )
-        self.command = gr.Code(
-            label="The command that makes the same files", language="shell", visible=False
-        )
+        self.command = command_box(visible=False)
         self.folder = gr.State("")
         self.seed: gr.Number | None = None
         self.scrubber.change(
@@ -47,7 +55,7 @@ class ResultView:
         """The values of `outputs` when a job begins."""
         hidden = gr.update(visible=False)
         return {
-            self.picture: None,
+            self.picture: gr.update(value=None, visible=True),
             self.line: "waiting for the model",
             self.scrubber: hidden,
             self.images: hidden,
@@ -78,6 +86,12 @@ def _frame(folder: str, step: float) -> Any:
         return gr.update()
     path = Path(folder) / "steps" / f"{int(step) - 1:03d}.png"
     return str(path) if path.is_file() else gr.update()
+
+
+def command_box(**options: Any) -> gr.Code:
+    """Shows a command, to be copied."""
+    label = "The command that makes the same files"
+    return gr.Code(label=label, language="shell", lines=1, max_lines=8, wrap_lines=True, **options)
 
 
 def seed_controls(name: str) -> tuple[gr.Number, gr.Checkbox]:
