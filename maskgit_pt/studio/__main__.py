@@ -58,8 +58,14 @@ def main() -> int:
             models, model=str(folder / "transformer"), tokenizer=str(folder / "tokenizer")
         )
         notice = "This is a small model of handwritten digits (8 x 8 pixels), for trying the page."
-    made = make_page(page, models, asked, notice)
-    made.build().launch(
+    serve(make_page(page, models, asked, notice), asked)
+    return 0
+
+
+def serve(made, asked: StudioSettings, **options):
+    """Serves a page from `make_page`; returns it. `options` are further ones of Gradio's `launch`."""
+    blocks = made.build()
+    blocks.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", asked.host),  # set on a Space
         server_port=asked.port,
         share=asked.share,
@@ -70,8 +76,9 @@ def main() -> int:
         ssr_mode=False,
         footer_links=["api"],
         show_error=True,
+        **options,
     )
-    return 0
+    return blocks
 
 
 def make_page(page, models: ModelSettings, asked: StudioSettings, notice: str):

@@ -68,7 +68,11 @@ class EditTab:
                 self.view = ResultView("edit")
                 self.view.seed = self.seed
                 self.slider = gr.ImageSlider(
-                    label="Before and after", format="png", elem_id="edit-slider", visible=False
+                    label="Before and after",
+                    format="png",
+                    elem_id="edit-slider",
+                    visible=False,
+                    height=420,
                 )
                 with gr.Row():
                     use = gr.Button("Use this result as input", elem_id="edit-use")

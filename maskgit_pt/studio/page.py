@@ -121,7 +121,9 @@ class Page:
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 label = class_search(self.num_classes, elem_id="generate-class")
-                count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images")
+                count = gr.Slider(
+                    1, MAX_IMAGES, value=4, step=1, label="Images", elem_id="generate-count"
+                )
                 seed, lock = seed_controls("generate")
                 controls = SamplerControls("generate", self.engine.model.num_tokens)
                 guesses = gr.Checkbox(True, label="Show guesses while decoding")
@@ -188,10 +190,12 @@ class Page:
             label="Everything that was made, newest first", columns=6, height="auto",
             allow_preview=False, object_fit="contain", elem_id="history-gallery",
         )  # fmt: skip
-        with gr.Group(visible=False) as details:
+        with gr.Column(visible=False) as details:
             images = gr.Gallery(label="Images", columns=4, elem_id="history-images", format="png")
             command = command_box()
-            code = gr.Code(label="The same in Python", language="python", lines=1, max_lines=8, wrap_lines=True)
+            code = gr.Code(
+                label="The same in Python", language="python", lines=1, max_lines=8, wrap_lines=True
+            )
             gr.Markdown(
                 "[How the Python interface works](?view=api) · `settings.json` is in the archive"
             )

@@ -1,0 +1,241 @@
+"""The studio without a browser: jobs, history, and that the page makes what the command makes."""
+
+import shlex
+import sys
+import threading
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from recorded import GOLDEN, OFFICIAL
+
+gr = pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+
+from maskgit_pt import editing, sample  # noqa: E402
+from maskgit_pt.model_settings import ModelSettings  # noqa: E402
+from maskgit_pt.studio import __main__ as program  # noqa: E402
+from maskgit_pt.studio import edit_tab, pictures, view  # noqa: E402
+from maskgit_pt.studio import page as pages  # noqa: E402
+from maskgit_pt.studio.controls import class_choices  # noqa: E402
+
+MODELS = ModelSettings(
+    model=str(OFFICIAL / "tiny_transformer_checkpoint"),
+    tokenizer=str(OFFICIAL / "tiny_tokenizer_checkpoint"),
+    device="cpu",
+    threads=1,
+)
+PHOTO = GOLDEN / "photo.jpg"
+
+
+@pytest.fixture
+def page(tmp_path):
+    """The page with the tiny networks, not served; everything that is made goes to tmp_path."""
+    asked = program.StudioSettings(output=str(tmp_path / "studio"))
+    return program.make_page(pages, MODELS, asked, "")
+
+
+def run(page, job, title="test", guesses=True):
+    return list(page.run(job, title, guesses))
+
+
+def files(folder, suffix=".png"):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix == suffix}
+
+
+def same_by_command(command, tmp_path, monkeypatch):
+    """The images that a command of the history makes."""
+    monkeypatch.chdir(tmp_path)
+    program_name, *arguments = shlex.split(command)
+    assert program_name == "maskgit-sample"
+    monkeypatch.setattr("sys.argv", [program_name, *arguments])
+    assert sample.cli() == 0
+    output = next(a.partition("=")[2] for a in arguments if a.startswith("--output="))
+    return files(tmp_path / output)
+
+
+@pytest.mark.parametrize("decoding", [{}, {"sampler": "halton", "steps": 3}])
+def test_generates_what_the_command_generates(page, tmp_path, monkeypatch, decoding):
+    job = page.job(3, 2, 7, {"sampler": "official", "steps": 4} | decoding)
+    updates = run(page, job)
+    entry = updates[-1][2]
+    assert len(entry.images) == 2 and updates[0][2] is None
+    steps = job.decoding["steps"] * 2
+    assert len(entry.steps) == steps and updates[0][1] == f"step 1 of {steps}"
+    made = files(entry.folder)
+    assert same_by_command(entry.command, tmp_path, monkeypatch) == made
+    code = {}
+    exec(entry.python, code)
+    png = np.asarray(Image.open(entry.images[1]))
+    ours = (code["images"][1].permute(1, 2, 0) * 255).round().numpy()
+    np.testing.assert_array_equal(ours, png)
+
+
+def edit_values(page, tab):
+    return [component.value for component in tab.controls.components]
+
+
+def edit(page, photo, monkeypatch, painted=None, box="", margins=""):
+    """Calls the edit tab as the page does; returns the entry."""
+    made = []
+    monkeypatch.setattr(edit_tab, "EditTab", _noting(edit_tab.EditTab, made))
+    monkeypatch.setattr(pages, "EditTab", edit_tab.EditTab)
+    page.build()
+    tab = made[0]
+    job = tab._job(str(photo), painted, box, margins, 2, 2, 5, edit_values(page, tab))
+    return run(page, job)[-1][2]
+
+
+def _noting(cls, made):
+    class Noting(cls):
+        def __init__(self, page):
+            super().__init__(page)
+            made.append(self)
+
+    return Noting
+
+
+@pytest.mark.parametrize("how", ["painted", "box", "margins"])
+def test_edits_what_the_command_edits(page, tmp_path, monkeypatch, how):
+    """A large photo that a camera has turned: nothing outside the blend changes."""
+    photo = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation
+    Image.open(PHOTO).resize((180, 120)).save(photo, exif=exif)
+    layer = Image.new("RGBA", (60, 90))  # as the browser gives it, at half of the photo's size
+    layer.paste((255, 0, 0, 255), (20, 40, 24, 44))
+    given = {
+        "painted": {"painted": {"layers": [layer]}},
+        "box": {"box": "80, 40, 8, 8"},
+        "margins": {"margins": "0,0,12,0"},
+    }[how]
+    entry = edit(page, photo, monkeypatch, **given)
+    made = {name: data for name, data in files(entry.folder).items() if name.startswith("class")}
+    again = same_by_command(entry.command, tmp_path, monkeypatch)
+    assert {k: v for k, v in again.items() if k in made} == made and len(made) == 2
+    before = editing.as_picture(photo)
+    after = np.asarray(Image.open(entry.images[0]))
+    assert before.shape == (180, 120, 3)
+    assert after.shape == ((192 if how == "margins" else 180), 120, 3)
+    # Outside the square that the model sees.
+    np.testing.assert_array_equal(after[:20], before[:20])
+    if how != "margins":
+        np.testing.assert_array_equal(after[160:], before[160:])
+        assert (after != before).any()
+    other = np.asarray(Image.open(entry.images[1]))
+    assert (after != other).any()  # variations
+
+
+def test_cancel_and_time_limit(page):
+    job = page.job(1, 4, 0, {"sampler": "official", "steps": 16})
+    updates = []
+    for update in page.run(job, "test", False):
+        updates.append(update)
+        page.engine.cancel()
+    assert updates[-1][1] == "cancelled" and len(updates) < 10
+    assert page.history.entries() == []
+    page.engine.time_limit = 0.0
+    job = page.job(1, 4, 0, {"sampler": "official", "steps": 16})
+    assert "the limit for one job" in run(page, job)[-1][1]
+    page.engine.time_limit = 60.0
+    job = page.job(1, 1, 0, {"sampler": "official", "steps": 2})
+    assert run(page, job)[-1][2] is not None  # works again
+
+
+def test_a_job_goes_on_when_nobody_watches(page):
+    job = page.job(1, 1, 0, {"sampler": "official", "steps": 4})
+    watching = page.engine.run(job)
+    next(watching)
+    watching.close()  # a tab that was reloaded
+    deadline = time.monotonic() + 60
+    folder = page.history.folder / "0001"
+    while not (folder / "grid.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (folder / "class0001_000000.png").exists()
+
+
+def test_jobs_wait_for_each_other(page):
+    jobs = [page.job(i, 1, 0, {"sampler": "official", "steps": 3}) for i in range(3)]
+    done = []
+    threads = [threading.Thread(target=lambda j=j: done.append(run(page, j)[-1])) for j in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 3 and all(entry is not None for _, _, entry in done)
+    assert len(page.history.entries()) == 3
+
+
+def test_history_survives(page, tmp_path):
+    run(page, page.job(1, 1, 0, {"sampler": "official", "steps": 2}), "first")
+    (page.history.folder / "0002").mkdir()  # a job whose server was killed
+    again = program.make_page(
+        pages, MODELS, program.StudioSettings(output=str(page.history.folder)), ""
+    )
+    assert [entry.title for entry in again.history.entries()] == ["first"]
+    assert again.history.new_folder().name == "0003"
+    archive = again.history.download(again.history.entries()[0])
+    names = zipfile.ZipFile(archive).namelist()
+    assert "maskgit_0001/class0001_000000.png" in names and "maskgit_0001/settings.json" in names
+    with pytest.raises(ValueError, match="no entry"):
+        again.history.entry(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"count": 99}, "images is 99; accepted: 1 to 16"),
+        ({"label": None}, "no class is chosen"),
+    ],
+)
+def test_wrong_input_is_one_line(page, change, message):
+    given = {"label": 1, "count": 1, "seed": 0, "decoding": {}} | change
+    with pytest.raises(ValueError, match=message):
+        page.job(**given)
+
+
+def test_wrong_settings_are_one_line(page):
+    with pytest.raises(gr.Error) as caught:
+        run(page, page.job(1, 1, 0, {"sampler": "official", "steps": 99}))
+    assert "steps is 99; accepted: 1 to 16" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_classes_are_found_by_name_id_and_wordnet_id():
+    choices = dict((number, text) for text, number in class_choices(1000))
+    assert choices[90] == "90 · lorikeet · n01820546"
+    assert class_choices(10)[3] == ("class 3", 3)
+
+
+def test_pictures():
+    masks = torch.tensor([[[True, False], [False, False]]])
+    (picture,) = pictures.guesses(masks, torch.ones(1, 3, 8, 8), 8)
+    array = np.asarray(picture)
+    assert array.shape[0] >= pictures.LEAST
+    assert array[0, 0].tolist() != [255] * 3 and array[-1, -1].tolist() == [255] * 3
+    grid = pictures.side_by_side([picture] * 3, 4)
+    assert grid.width > 2 * picture.width
+
+
+def test_usage(capsys):
+    assert (
+        program.command_line.run(program.main, program.FLAGS, program.PROGRAM, program.USAGE, [])
+        == 2
+    )
+    assert "one of --model and --demo is needed" in capsys.readouterr().err
+
+
+def test_a_missing_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in [name for name in sys.modules if name.startswith("maskgit_pt.studio.")]:
+        if not name.endswith("__main__"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("maskgit_pt.studio.page", raising=False)
+    with pytest.raises(ImportError, match=r"gradio is missing; .*maskgit_pt\[demo\]"):
+        program._import_page()
+
+
+def test_next_seed():
+    assert view.next_seed(5, True) == 5
+    assert view.next_seed(5, False) != view.next_seed(5, False)
