@@ -18,7 +18,7 @@ from maskgit_pt.studio.history import Entry, History
 from maskgit_pt.studio.view import (
     MAX_IMAGES,
     ResultView,
-    command_box,
+    code_box,
     next_seed,
     one_line_errors,
     seed_controls,
@@ -26,7 +26,11 @@ from maskgit_pt.studio.view import (
 
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: auto !important}
-@media (max-width: 480px) {.gradio-container {padding: 6px !important}}
+@media (max-width: 600px) {
+  .gradio-container, .gradio-container .app, .gradio-container main {
+    max-width: 100vw !important; padding: 6px !important; box-sizing: border-box}
+  .gradio-container main *, .gradio-container main {min-width: 0}
+}
 #notice {opacity: .8}
 """
 TINY_CSS = ".gradio-container img {image-rendering: pixelated}"  # for images of few pixels
@@ -192,7 +196,7 @@ class Page:
         )  # fmt: skip
         with gr.Column(visible=False) as details:
             images = gr.Gallery(label="Images", columns=4, elem_id="history-images", format="png")
-            command = command_box()
+            command = code_box()
             code = gr.Code(
                 label="The same in Python", language="python", lines=1, max_lines=8, wrap_lines=True
             )

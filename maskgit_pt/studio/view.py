@@ -37,7 +37,7 @@ class ResultView:
             object_fit="contain",
             elem_id=f"{name}-images",
         )
-        self.command = command_box(visible=False)
+        self.command = code_box(visible=False)
         self.folder = gr.State("")
         self.seed: gr.Number | None = None
         self.scrubber.change(
@@ -88,10 +88,12 @@ def _frame(folder: str, step: float) -> Any:
     return str(path) if path.is_file() else gr.update()
 
 
-def command_box(**options: Any) -> gr.Code:
-    """Shows a command, to be copied."""
-    label = "The command that makes the same files"
-    return gr.Code(label=label, language="shell", lines=1, max_lines=8, wrap_lines=True, **options)
+def code_box(
+    label: str = "The command that makes the same files", language: str = "shell", **options: Any
+) -> gr.Code:
+    """Shows a command or code, to be copied."""
+    shape = {"lines": 1, "max_lines": 8, "wrap_lines": True}
+    return gr.Code(label=label, language=language, **shape, **options)
 
 
 def seed_controls(name: str) -> tuple[gr.Number, gr.Checkbox]:
