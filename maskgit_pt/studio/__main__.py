@@ -72,7 +72,7 @@ def serve(made, asked: StudioSettings, **options):
         inbrowser=asked.open_browser,
         max_file_size="50mb",
         allowed_paths=[str(Path(asked.output).resolve())],
-        css=made.css,
+        head=f"<style>{made.css}</style>",
         ssr_mode=False,
         footer_links=["api"],
         show_error=True,
