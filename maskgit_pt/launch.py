@@ -5,6 +5,7 @@ import copy
 import ctypes
 import datetime
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ import torch.distributed as dist
 
 from maskgit_pt.command_line import PARENT_PROCESS
 
+# What gloo and NCCL say if a peer is gone, or silent for too long.
+_LOST_PEER = re.compile(r"gloo|NCCL|Connection (closed|reset)|Timed out", re.IGNORECASE)
 PATIENCE = datetime.timedelta(days=7)  # while one process computes for long and the others wait
 
 
@@ -224,11 +227,18 @@ class Processes:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
         # After an error the others may be in the middle of a collective call, and leaving in order could
         # wait for them; torchrun ends them.
         if error is None or self.world_size == 1:
             self.close()
+        elif isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)):
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"process {self.rank}: another process has ended or does not answer ({reason})"
+            ) from None
 
 
 @contextlib.contextmanager

@@ -311,6 +311,19 @@ def test_processes_end_with_a_torchrun_that_is_killed(tmp_path):
     wait_for_end(session)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_gone_or_silent_is_given_up(tokens, tmp_path, number):
+    run = tmp_path / "run"
+    group = start(run, tokens, "--config.timeout_minutes=0.1", *ENDLESS, count=2)
+    wait_for_steps(run, lambda: group.alive)
+    os.killpg(group.processes[1].pid, number)
+    group.processes[0].join(60)
+    assert group.processes[0].exitcode == 1
+    last = group.logs[0].read_text().strip().splitlines()[-1]
+    assert "error: process 0: another process has ended or does not answer (" in last
+    group.signal(signal.SIGKILL)
+
+
 @pytest.mark.slow
 def test_torchrun_killed_alone(tokens, tmp_path):
     run = tmp_path / "run"
