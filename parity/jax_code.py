@@ -74,7 +74,8 @@ class JaxCode:
         """
         generator = object.__new__(self.inference.ImageNet_class_conditional_generator)
         generator.maskgit_cf = config
-        generator.transformer_model, generator.tokenizer_model = transformer, tokenizer
+        generator.transformer_model = transformer
+        generator.tokenizer_model = _Compiled(tokenizer)
         generator.transformer_variables, generator.tokenizer_variables = variables
         generator.transformer_latent_size = config.image_size // config.transformer.patch_size
         generator.transformer_block_size = generator.transformer_latent_size**2 + 1
@@ -106,6 +107,23 @@ class JaxCode:
                 other.jnp = jnp
 
 
+class _Compiled:
+    """A Flax module whose `apply` is compiled, once for each method."""
+
+    def __init__(self, module: Any):
+        self._module, self._compiled = module, {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def apply(self, variables: Any, *inputs: Any, method: Any, **options: Any) -> Any:
+        name = method.__name__
+        if name not in self._compiled:
+            apply = functools.partial(self._module.apply, method=name, **options)
+            self._compiled[name] = jit(apply, quick=True)
+        return self._compiled[name](variables, *inputs)
+
+
 class _DoubleNumpy:
     """`jax.numpy` with float64 in place of float32."""
 
@@ -129,14 +147,22 @@ def jax_options(x64: bool | None = None, partitionable: bool | None = None) -> I
             jax.config.update(name, value)
 
 
-def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], quick: bool = False, **options: Any) -> Callable[..., Any]:
     """`jax.jit` without constant folding.
 
     The tokenizer's average pooling divides by a pooled array of ones, which XLA would evaluate while
     compiling: at 512 pixels that takes minutes.
+
+    Args:
+      function: what to compile.
+      quick: compile in half the time, to slower machine code: for small networks that run a few times.
+        XLA's own rewriting of the program is the same; only LLVM optimizes less.
+      **options: of `jax.jit`.
     """
     if "compiler_options" in inspect.signature(jax.jit).parameters:
         options["compiler_options"] = {"xla_disable_hlo_passes": "constant_folding"}
+        if quick:
+            options["compiler_options"]["xla_backend_optimization_level"] = 0
     return jax.jit(function, **options)
 
 

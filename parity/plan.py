@@ -102,7 +102,7 @@ def _transformer_stages(subject: Subject, options: Options) -> list[Stage]:
             "loss and gradients of every parameter, float32",
             transformer.gradients,
             pair,
-            few,
+            few if full else transformer.make_training_ids(pair),
             FLOAT32,
         ),
         stage("faults in the transformer", controls.transformer_faults, pair, few),

@@ -1,12 +1,18 @@
 """A whole comparison: loads both sides, runs every stage, prints the verdict, writes the report."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import importlib.metadata
+import multiprocessing
+import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from parity import jax_code, official, plan, report, subjects
 from parity.jax_code import JaxCode
@@ -44,11 +50,38 @@ def run(request: Request) -> int:
     started = time.perf_counter()
     if request.report:
         request.report.mkdir(parents=True, exist_ok=True)  # not after minutes of work
-    code = official.load(request.official) if request.official else jax_code.load_reference()
+    code = _load(request.official)
     with tempfile.TemporaryDirectory(prefix="maskgit_parity_") as folder:
         models = _subjects(request, code, Path(folder))
-        results = _run_stages(_stages(request, code, models, Path(folder)))
+        with _beside(_train_tokenizer, request.official) as training:
+            results = [_told(result) for result in run_stages(_stages(request, code, models))]
+            results += map(_told, training())
     return _conclude(request, code, models, results, time.perf_counter() - started)
+
+
+def _load(checkout: Path | None) -> JaxCode:
+    return official.load(checkout) if checkout else jax_code.load_reference()
+
+
+@contextlib.contextmanager
+def _beside(function: Callable[..., Any], *arguments: Any) -> Iterator[Callable[[], Any]]:
+    """Starts `function` in a process of its own, if there is a core for it; gives its result.
+
+    Most of the time goes into compiling, which one process does on one core.
+    """
+    if os.cpu_count() == 1:
+        yield functools.partial(function, *arguments)
+        return
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        yield pool.submit(function, *arguments).result
+
+
+def _train_tokenizer(checkout: Path | None) -> list[Result]:
+    """The stages of the tokenizer's training, which need no subject."""
+    with tempfile.TemporaryDirectory(prefix="maskgit_parity_") as folder:
+        training = TokenizerTraining(_load(checkout), Path(folder) / "images")
+        return list(run_stages(training.stages()))
 
 
 def _subjects(request: Request, code: JaxCode, folder: Path) -> list[Subject]:
@@ -61,21 +94,17 @@ def _subjects(request: Request, code: JaxCode, folder: Path) -> list[Subject]:
     return [subjects.seeded(code, "tiny", folder), *large]
 
 
-def _stages(request: Request, code: JaxCode, models: list[Subject], folder: Path) -> list[Stage]:
+def _stages(request: Request, code: JaxCode, models: list[Subject]) -> list[Stage]:
     stages = plan.code_stages(code)
     for model in models:
         picture, _ = subjects.load_picture(request.image, model.config.image_size)
         stages += plan.subject_stages(model, picture, request.options)
-    return stages + TokenizerTraining(code, folder / "images").stages()
+    return stages
 
 
-def _run_stages(stages: Iterable[Stage]) -> list[Result]:
-    """Runs all stages, printing a line after each."""
-    results = []
-    for result in run_stages(stages):
-        print(summary_line(result), flush=True)
-        results.append(result)
-    return results
+def _told(result: Result) -> Result:
+    print(summary_line(result), flush=True)
+    return result
 
 
 def _conclude(

@@ -1,6 +1,7 @@
 """Runs named stages of comparisons and keeps what they found."""
 
 import dataclasses
+import multiprocessing
 import sys
 import time
 import traceback
@@ -79,7 +80,7 @@ class Result:
 
 def progress(line: str) -> None:
     """Shows on a terminal what is being done; an empty line wipes it."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and multiprocessing.parent_process() is None:
         print(f"\r\033[K{line[:100]}", end="", file=sys.stderr, flush=True)
 
 

@@ -68,9 +68,3 @@ def _shapes(module: Any, *inputs: Any, **options: Any) -> dict[str, tuple[int, .
 
 def _fill(kind: str, shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Any]:
     return traverse_util.unflatten_dict(seeded.draw(kind, shapes, seed), sep="/")
-
-
-def flatten_intermediates(tree: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Flax's captured outputs, a tuple with one entry per call -> {path: first call's array}."""
-    flat = traverse_util.flatten_dict(tree, sep="/")
-    return {name: np.asarray(calls[0]) for name, calls in flat.items()}

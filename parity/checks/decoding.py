@@ -66,7 +66,7 @@ class TheirDecoder:
                 tokens, rng, tokens_to_logits, **settings.keywords()
             )
 
-        return jit(run)
+        return jit(run, quick=pair.is_small)
 
     def _report(self, ids: Any) -> None:
         self._running.append(np.asarray(ids).copy())
@@ -100,15 +100,11 @@ class Runs:
     def images(self, tokenizer: TokenizerPair, section: str) -> Iterator[Finding]:
         """Each side's last tokens of a run through its own decoder, one image for each run."""
         grid = (1, self.pair.side, self.pair.side)
-        decode = jit(
-            lambda variables, ids: tokenizer.theirs.apply(
-                variables, ids, method=lambda module, ids: module.decode_from_indices(ids)
-            )
-        )
         for name, (our_ids, their_ids) in self._decoded.items():
             with torch.inference_mode():
                 ours = tokenizer.ours.decode_from_indices(torch.from_numpy(our_ids.reshape(grid)))
-            theirs = np.asarray(decode(tokenizer.variables, jnp.asarray(their_ids.reshape(grid))))
+            their_ids = their_ids.reshape(grid).astype(np.int32)
+            theirs = np.asarray(tokenizer.decode(tokenizer.variables, their_ids)[0])
             yield compare(name, nhwc(ours), theirs, atol=FLOAT32.images)
             yield Picture(f"{section}: {name}", nhwc(ours)[0], theirs[0])
 

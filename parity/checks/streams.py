@@ -1,6 +1,7 @@
 """Random streams, mask schedules and mask counts."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import torch
 
 from maskgit_pt.libml import jax_random, mask_schedule
 from parity.compare import Record, compare, compare_exact
-from parity.jax_code import JaxCode, jax_options
+from parity.jax_code import JaxCode, jax_options, jit
 
 SHAPES = ((1,), (7, 3), (2, 17, 33))
+_COUNTS = (2, 3, 8)  # to split a key in
 METHODS = ("uniform", "cosine", "pow2", "pow2.5", "pow0.5", "log", "exp")
 LAYOUT_NAMES = {False: "original layout", True: "partitionable layout"}
 
@@ -19,44 +21,49 @@ LAYOUT_NAMES = {False: "original layout", True: "partitionable layout"}
 def streams(partitionable: bool, seeds: tuple[int, ...] = (0, 42, 2**31 + 5)) -> Iterator[Record]:
     """Keys, splits, bits, uniform, Gumbel and categorical draws of one stream layout."""
     with jax_options(partitionable=partitionable):
+        compiled = jit(_their_streams, quick=True)
         for seed in seeds:
-            ours = jax_random.PRNGKey(seed, partitionable=partitionable)
-            theirs = jax.random.PRNGKey(seed)
+            ours, theirs = jax_random.PRNGKey(seed, partitionable), jax.random.PRNGKey(seed)
             yield compare_exact(f"key {seed}", ours.data, theirs)
-            for count in (2, 3, 8):
-                yield compare_exact(
-                    f"split {seed} in {count}",
-                    jax_random.split(ours, count).data,
-                    jax.random.split(theirs, count),
-                )
-            yield compare_exact(
-                f"fold_in {seed}, 7",
-                jax_random.fold_in(ours, 7).data,
-                jax.random.fold_in(theirs, 7),
-            )
+            expected = compiled(theirs)
+            for count in _COUNTS:
+                split = jax_random.split(ours, count).data
+                yield compare_exact(f"split {seed} in {count}", split, expected["split", count])
+            folded = jax_random.fold_in(ours, 7).data
+            yield compare_exact(f"fold_in {seed}, 7", folded, expected["fold_in", 7])
             for shape in SHAPES:
-                yield from _draws(f"{shape} of key {seed}", ours, theirs, shape)
+                yield from _draws(seed, ours, shape, expected)
+
+
+def _scores(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(len(shape)).normal(0, 3, (*shape, 32)).astype(np.float32)
+
+
+def _their_streams(key: jax.Array) -> dict[tuple[str, Any], jax.Array]:
+    """Everything drawn from one key, compiled as one program."""
+    found = {("split", count): jax.random.split(key, count) for count in _COUNTS}
+    found["fold_in", 7] = jax.random.fold_in(key, 7)
+    for shape in SHAPES:
+        found["bits", shape] = jax.random.bits(key, shape)
+        found["uniform", shape] = jax.random.uniform(key, shape)
+        found["gumbel", shape] = jax.random.gumbel(key, shape)
+        found["categorical", shape] = jax.random.categorical(key, jnp.asarray(_scores(shape)))
+    return found
 
 
 def _draws(
-    what: str, ours: jax_random.Key, theirs: jax.Array, shape: tuple[int, ...]
+    seed: int, key: jax_random.Key, shape: tuple[int, ...], expected: dict[tuple[str, Any], Any]
 ) -> Iterator[Record]:
-    yield compare_exact(
-        f"bits {what}", jax_random.random_bits(ours, shape), jax.random.bits(theirs, shape)
-    )
-    yield compare_exact(
-        f"uniform {what}", jax_random.uniform(ours, shape), jax.random.uniform(theirs, shape)
-    )
-    our_noise, noise = jax_random.gumbel(ours, shape), jax.random.gumbel(theirs, shape)
+    what = f"{shape} of key {seed}"
+    bits, uniform = jax_random.random_bits(key, shape), jax_random.uniform(key, shape)
+    yield compare_exact(f"bits {what}", bits, expected["bits", shape])
+    yield compare_exact(f"uniform {what}", uniform, expected["uniform", shape])
+    ours, theirs = jax_random.gumbel(key, shape), expected["gumbel", shape]
     # XLA and PyTorch each have their own logarithm: the last bit may differ.
-    same = np.mean(our_noise.numpy() == np.asarray(noise))
-    yield compare(f"gumbel {what}", our_noise, noise, rtol=5e-7, message=f"{same:.2%} bit-equal")
-    scores = np.random.default_rng(len(what)).normal(0, 3, (*shape, 32)).astype(np.float32)
-    yield compare_exact(
-        f"categorical {what}",
-        jax_random.categorical(ours, torch.from_numpy(scores)),
-        jax.random.categorical(theirs, jnp.asarray(scores)),
-    )
+    same = np.mean(ours.numpy() == np.asarray(theirs))
+    yield compare(f"gumbel {what}", ours, theirs, rtol=5e-7, message=f"{same:.2%} bit-equal")
+    tokens = jax_random.categorical(key, torch.from_numpy(_scores(shape)))
+    yield compare_exact(f"categorical {what}", tokens, expected["categorical", shape])
 
 
 def schedules(code: JaxCode) -> Iterator[Record]:

@@ -10,11 +10,11 @@ import torch
 
 from convert import rules
 from maskgit_pt.libml.jax_random import Key
-from parity import pairs, weights
+from parity import weights
 from parity.bounds import FLOAT32, FLOAT64, Bounds
 from parity.compare import Record, compare, compare_exact, compare_trees
 from parity.jax_code import jit
-from parity.layers import capture_torch, nhwc, tokenizer_layers
+from parity.layers import capture_torch, nhwc
 from parity.pairs import TokenizerPair
 from parity.stages import Finding, Picture
 
@@ -33,15 +33,17 @@ def activations(
     with torch.no_grad():
         indices = pair.ours.encode_to_indices(tensor)
     runs = {
-        "encoder": (lambda: pair.ours.encoder(tensor), jnp.asarray(nhwc(images))),
-        "decoder": (lambda: pair.ours.decode_from_indices(indices), jnp.asarray(indices.numpy())),
+        "encoder": (lambda: pair.ours.encoder(tensor), pair.encode, nhwc(images)),
+        "decoder": (
+            lambda: pair.ours.decode_from_indices(indices),
+            pair.decode,
+            indices.numpy().astype(np.int32),
+        ),
     }
-    for name, (call, inputs) in runs.items():
-        paths = tokenizer_layers(name, getattr(pair.ours, name))
+    for name, (call, run, inputs) in runs.items():
+        paths = pair.paths(name)
         ours = capture_torch(pair.ours, paths, call)
-        theirs = pairs.capture_flax(
-            pair.theirs, paths.values(), pair.variables, inputs, method=_METHODS[name]
-        )
+        _, theirs = run(pair.variables, inputs)
         for module, path in paths.items():
             expected = theirs[path]
             if module.endswith("conv_out:input"):
@@ -51,10 +53,6 @@ def activations(
 
 
 _ACTIVATIONS = {"relu": jax.nn.relu, "swish": jax.nn.swish}
-_METHODS = {
-    "encoder": lambda module, images: module.encoder(images),
-    "decoder": lambda module, indices: module.decode_from_indices(indices),
-}
 
 
 def results(
@@ -93,21 +91,12 @@ def our_results(pair: TokenizerPair, images: np.ndarray) -> dict[str, np.ndarray
 
 
 def their_results(pair: TokenizerPair, images: np.ndarray) -> dict[str, np.ndarray]:
-    def run(variables: dict[str, Any], pixels: jax.Array) -> dict[str, jax.Array]:
-        def both(module: Any, pixels: jax.Array) -> dict[str, jax.Array]:
-            quantized, found = module.encode({"image": pixels})
-            indices = module.encode_to_indices({"image": pixels})
-            return {
-                "features": found.get("raw", quantized),
-                "indices": indices,
-                "quantized": quantized,
-                "images": module.decode_from_indices(indices),
-            }
-
-        return pair.theirs.apply(variables, pixels, method=both)
-
-    found = jit(run)(pair.variables, jnp.asarray(nhwc(images)))
-    return {name: np.asarray(value) for name, value in found.items()}
+    """The same in JAX."""
+    found, _ = pair.encode(pair.variables, nhwc(images))
+    decoded, _ = pair.decode(pair.variables, found["indices"])
+    return {name: np.asarray(value) for name, value in found.items()} | {
+        "images": np.asarray(decoded)
+    }
 
 
 def in_float64(pair: TokenizerPair, images: np.ndarray) -> Iterator[Finding]:
@@ -148,7 +137,7 @@ def training(
         decoded, quantized, found = theirs.apply(variables, method=both, rngs={"rng": rng})
         return jnp.mean((decoded - pixels) ** 2) + found["quantizer_loss"], (quantized, found)
 
-    gradient_function = jit(jax.value_and_grad(their_loss, has_aux=True))
+    gradient_function = jit(jax.value_and_grad(their_loss, has_aux=True), quick=True)
     (loss, (quantized, found)), gradients = gradient_function(pair.variables)
 
     key = _noise_key(theirs, pair.variables, rng) if quantizer == "gumbel" else None

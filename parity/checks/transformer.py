@@ -3,18 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
 from convert import rules
 from maskgit_pt.libml import losses
-from parity import pairs, weights
+from parity import weights
 from parity.bounds import FLOAT64, Bounds
 from parity.compare import Record, compare, compare_exact, compare_trees
-from parity.jax_code import jit
-from parity.layers import capture_torch, transformer_layers
+from parity.layers import capture_torch
 from parity.pairs import TransformerPair
 
 LABEL_SMOOTHING = 0.1
@@ -34,11 +31,16 @@ def activations(
     pair: TransformerPair, ids: np.ndarray, atol: float = 0.0, rtol: float = 0.0
 ) -> Iterator[Record]:
     """Embedding, both halves of every layer, and the head's steps."""
-    paths = transformer_layers(len(pair.ours.layers))
-    ours = capture_torch(pair.ours, paths, lambda: pair.ours(torch.from_numpy(ids).long()))
-    theirs = pairs.capture_flax(pair.theirs, paths.values(), pair.variables, jnp.asarray(ids))
-    for name, path in paths.items():
-        yield compare(name, ours[name], theirs[path], atol, rtol)
+    ours = capture_torch(pair.ours, pair.paths, lambda: pair.ours(torch.from_numpy(ids).long()))
+    theirs = [pair.forward(pair.variables, row[None])[1] for row in ids]
+    for name, path in pair.paths.items():
+        expected = np.concatenate([np.asarray(captured[path]) for captured in theirs])
+        yield compare(name, ours[name], expected, atol, rtol)
+
+
+def make_training_ids(pair: TransformerPair) -> np.ndarray:
+    """As `make_ids`, with something masked in every sample; batches as in `parity.training`."""
+    return np.resize(make_ids(pair, 3), (4, pair.length))
 
 
 def our_logits(model: Any, ids: np.ndarray) -> np.ndarray:
@@ -48,7 +50,7 @@ def our_logits(model: Any, ids: np.ndarray) -> np.ndarray:
 
 
 def their_logits(pair: TransformerPair, ids: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.asarray(pair.apply(pair.variables, row[None])) for row in ids])
+    return np.concatenate([np.asarray(pair.forward(pair.variables, row[None])[0]) for row in ids])
 
 
 def logits(
@@ -72,28 +74,22 @@ def gradients(pair: TransformerPair, ids: np.ndarray, bounds: Bounds) -> Iterato
     No dropout. Every parameter is compared, under its PyTorch name, through the conversion rules.
     """
     rng = np.random.default_rng(2)
-    labels = rng.integers(0, pair.codes, ids.shape)
+    labels = rng.integers(0, pair.codes, ids.shape).astype(np.int32)
     dtype = next(pair.ours.parameters()).dtype
     mask = (ids == -1).astype(np.float64 if dtype == torch.float64 else np.float32)
 
     parameters = dict(pair.ours.named_parameters())
     ours = losses.weighted_sequence_cross_entropy_loss(
-        labels=torch.from_numpy(labels),
+        labels=torch.from_numpy(labels).long(),
         logits=pair.ours(torch.from_numpy(ids).long())[..., : pair.codes],
         weights=torch.from_numpy(mask),
         label_smoothing=LABEL_SMOOTHING,
     )
     our_gradients = torch.autograd.grad(ours, list(parameters.values()))
 
-    def their_loss(variables: dict[str, Any]) -> jax.Array:
-        return pair.code.losses.weighted_sequence_cross_entropy_loss(
-            labels=jnp.asarray(labels),
-            logits=pair.theirs.apply(variables, jnp.asarray(ids))[..., : pair.codes],
-            weights=jnp.asarray(mask),
-            label_smoothing=LABEL_SMOOTHING,
-        )
-
-    theirs, their_gradients = jit(jax.value_and_grad(their_loss))(pair.variables)
+    (theirs, _), their_gradients = pair.loss_and_gradients(
+        pair.variables, ids, labels, mask, LABEL_SMOOTHING
+    )
     yield compare("loss", ours, theirs, atol=bounds.loss)
     yield from compare_trees(
         "gradient of",
@@ -108,4 +104,4 @@ def in_float64(pair: TransformerPair) -> Iterator[Record]:
     with pair.in_float64() as double:
         yield from activations(double, make_ids(pair, 2), rtol=FLOAT64.layers)
         yield from logits(double, make_ids(pair, 4), FLOAT64.logits)
-        yield from gradients(double, make_ids(pair, 3), FLOAT64)
+        yield from gradients(double, make_training_ids(pair), FLOAT64)

@@ -83,7 +83,7 @@ class TransformerTraining:
 
     @functools.cached_property
     def _ours64(self) -> transformer.Ours:
-        return transformer.Ours(self.pair.double(), self._settings())
+        return transformer.Ours(self.pair.double, self._settings())
 
     @functools.cached_property
     def _trainer64(self) -> transformer.Theirs:

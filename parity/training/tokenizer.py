@@ -279,15 +279,19 @@ class Theirs:
             TOKENIZER: self._adam(config.optimizer.g_lr),
             DISCRIMINATOR: self._adam(config.optimizer.d_lr),
         }
-        networks = jax.tree_util.tree_map(jnp.asarray, self.case.variables)
-        states = {name: optax_side.init(optimizers[name], networks[name]) for name in networks}
+        networks = dict(self.case.variables)
+        packings = {name: optax_side.Packing(tree) for name, tree in networks.items()}
+        packed = {name: packings[name].pack(tree) for name, tree in networks.items()}
+        states = {name: optax_side.init(optimizers[name], packed[name]) for name in networks}
         updates = {name: jit(functools.partial(_update, o)) for name, o in optimizers.items()}
         follow = jit(functools.partial(optax_side.average, decay=config.polyak_decay))
-        average, first, steps, all_indices = networks[TOKENIZER], {}, [], []
+        average, first, steps, all_indices = packed[TOKENIZER], {}, [], []
 
         def update(name: str, gradient: Any) -> None:
             first.setdefault(name, gradient)
-            networks[name], states[name] = updates[name](networks[name], states[name], gradient)
+            gradient = packings[name].pack(gradient)
+            packed[name], states[name] = updates[name](packed[name], states[name], gradient)
+            networks[name] = packings[name].unpack(packed[name])
 
         for step, (images, rng) in enumerate(zip(self.case.images(), self._rngs(), strict=True)):
             real, tau = nhwc(images), self.case.dtype(temperature(config.tau_anneal, step))
@@ -295,7 +299,7 @@ class Theirs:
                 networks[TOKENIZER], networks[DISCRIMINATOR], real, tau, rng
             )
             update(TOKENIZER, gradient)
-            average = follow(average, networks[TOKENIZER], step)
+            average = follow(average, packed[TOKENIZER], step)
             (_, judged), gradient = self._judge_gradient(networks[DISCRIMINATOR], real, fake)
             update(DISCRIMINATOR, gradient)
             steps.append({"loss": loss} | parts | judged)
@@ -305,14 +309,13 @@ class Theirs:
             self._arrays(first),
             self._arrays(self.case.variables),
             self._arrays(networks),
-            self._arrays({TOKENIZER: average}),
+            self._arrays({TOKENIZER: packings[TOKENIZER].unpack(average)}),
             np.stack(all_indices),
         )
 
     def _adam(self, rate: float) -> optax.GradientTransformation:
         config = self.config.optimizer
-        adam = optax.adam(rate, b1=config.beta1, b2=config.beta2, eps=config.epsilon)
-        return optax.flatten(adam)  # on one long vector: the same, and compiled in a moment
+        return optax.adam(rate, b1=config.beta1, b2=config.beta2, eps=config.epsilon)
 
     def _arrays(self, trees: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
         return {

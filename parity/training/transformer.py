@@ -4,8 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -132,18 +130,6 @@ class Theirs:
 
     def __init__(self, pair: TransformerPair, config: ml_collections.ConfigDict):
         self.pair, self.config = pair, config
-        self._gradient = jit(jax.value_and_grad(self._loss, has_aux=True))
-
-    def _loss(self, variables: dict[str, Any], inputs: dict[str, jax.Array]) -> tuple[Any, Any]:
-        logits = self.pair.theirs.apply(variables, inputs["ids"])[..., : self.pair.codes]
-        loss = self.pair.code.losses.weighted_sequence_cross_entropy_loss(
-            labels=inputs["targets"],
-            logits=logits,
-            weights=inputs["weights"],
-            label_smoothing=self.config.label_smoothing,
-        )
-        right = (jnp.argmax(logits, -1) == inputs["targets"]) * inputs["masked"]
-        return loss, jnp.sum(right) / jnp.sum(inputs["masked"])
 
     def _inputs(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The official sequences: class token first, which counts for nothing in the loss."""
@@ -153,10 +139,10 @@ class Theirs:
         counted = np.ones_like(masked) if self.config.compute_loss_for_all else masked
         dtype = next(self.pair.ours.parameters()).detach().numpy().dtype
         return {
-            "ids": np.concatenate([label_ids, np.where(masked, -1, codes)], 1),
-            "targets": np.concatenate([nothing, codes], 1),
+            "ids": np.concatenate([label_ids, np.where(masked, -1, codes)], 1).astype(np.int32),
+            "targets": np.concatenate([nothing, codes], 1).astype(np.int32),
             "weights": np.concatenate([nothing, counted], 1).astype(dtype),
-            "masked": np.concatenate([nothing, masked], 1).astype(dtype),
+            "masked": np.concatenate([nothing, masked], 1).astype(bool),
         }
 
     def run(self, config: ml_collections.ConfigDict, batches: list[dict[str, np.ndarray]]) -> Run:
@@ -169,21 +155,30 @@ class Theirs:
             average = optax_side.average(average, variables, step, config.polyak_decay)
             return variables, average, state, optax_side.global_norm(gradient)
 
-        update = jit(update)
-        variables = jax.tree_util.tree_map(jnp.asarray, self.pair.variables)
-        average, state = variables, optax_side.init(optimizer, variables)
-        first, steps = {}, []
+        update, packing = jit(update), optax_side.Packing(self.pair.variables)
+        packed = packing.pack(self.pair.variables)
+        average, state, first, steps = packed, optax_side.init(optimizer, packed), {}, []
         for step, batch in enumerate(batches):
-            (loss, accuracy), gradient = self._gradient(variables, self._inputs(batch))
+            inputs = self._inputs(batch)
+            (loss, logits), gradient = self.pair.loss_and_gradients(
+                packing.unpack(packed),
+                inputs["ids"],
+                inputs["targets"],
+                inputs["weights"],
+                config.label_smoothing,
+            )
             first = first or {NAME: self._arrays(gradient)}
-            variables, average, state, norm = update(variables, average, state, gradient, step)
-            steps.append({"loss": loss, "grad_norm": norm, "accuracy": accuracy})
+            packed, average, state, norm = update(
+                packed, average, state, packing.pack(gradient), step
+            )
+            right = (np.asarray(logits).argmax(-1) == inputs["targets"])[inputs["masked"]]
+            steps.append({"loss": loss, "grad_norm": norm, "accuracy": right.mean()})
         return Run(
             curves(steps),
             first,
             {NAME: self._arrays(self.pair.variables)},
-            {NAME: self._arrays(variables)},
-            {NAME: self._arrays(average)},
+            {NAME: self._arrays(packing.unpack(packed))},
+            {NAME: self._arrays(packing.unpack(average))},
         )
 
     def _arrays(self, tree: Any) -> dict[str, np.ndarray]:

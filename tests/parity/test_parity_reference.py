@@ -56,7 +56,7 @@ def test_logits(code, config, transformer):
     assert_close(apply(variables, golden["input_ids"]), golden["logits_float32"])
     with code.float64():
         module = code.transformer(transformer_arguments(config))
-        logits = module.apply(weights.to_float64(variables), golden["input_ids"])
+        logits = jax.jit(module.apply)(weights.to_float64(variables), golden["input_ids"])
     assert logits.dtype == np.float64
     assert_close(np.float32(logits), golden["logits_float64_compute"])
 
@@ -111,12 +111,11 @@ def test_quantizer_in_training(code, config, quantizer):
     module = code.tokenizer(config, train=True)
     variables = weights.read_checkpoint(GOLDEN / "tiny_tokenizer_checkpoint")
     with jax_code.jax_options(partitionable=True):
-        quantized, found = module.apply(
-            variables,
-            {"image": load(f"tokenizer_{quantizer}")["image"], "tau": 0.7},
-            method=module.encode,
-            rngs={"rng": jax.random.PRNGKey(5)},
+        encode = functools.partial(
+            module.apply, method=module.encode, rngs={"rng": jax.random.PRNGKey(5)}
         )
+        inputs = {"image": load(f"tokenizer_{quantizer}")["image"], "tau": 0.7}
+        quantized, found = jax_code.jit(encode, quick=True)(variables, inputs)
     # The softmax is of distances up to 130 over tau: JAX 0.4.35 itself is 2e-5 off the recorded 0.10.2.
     rtol = 4 * RTOL if quantizer == "gumbel" else RTOL
     assert_close(quantized, golden["quantized"], rtol)
@@ -141,7 +140,8 @@ def test_discriminator(code, config, blur):
         {"image_size": 16, "discriminator": {"channel_multiplier": 1, "blur_resample": blur}}
     )
     net = functools.partial(code.discriminator.Discriminator, config=config)
-    logits, penalty = code.losses.r1_gradient_penalty(net, variables, golden["image"], 10.0)
+    penalize = functools.partial(code.losses.r1_gradient_penalty, net, penalty_cost=10.0)
+    logits, penalty = jax.jit(penalize)(variables, golden["image"])
     assert_close(logits, golden["logits"])
     assert_close(penalty, golden["r1_penalty"])
 
@@ -202,7 +202,7 @@ def test_decoding(code, config, transformer, partitionable):
     with jax_code.jax_options(partitionable=partitionable):
         for name, (steps, start, temperature, method) in RUNS.items():
             tokens = golden["partial_tokens" if name == "edit" else "start_tokens"]
-            decode = jax.jit(
+            decode = jax_code.jit(
                 functools.partial(
                     code.parallel_decode.decode,
                     tokens_to_logits=lambda ids: apply(variables, ids)[..., :codes],
@@ -210,7 +210,8 @@ def test_decoding(code, config, transformer, partitionable):
                     start_iter=start,
                     choice_temperature=temperature,
                     mask_scheduling_method=method,
-                )
+                ),
+                quick=True,
             )
             for seed in range(6):
                 found = decode(jnp.asarray(tokens), jax.random.PRNGKey(seed))
