@@ -9,7 +9,7 @@ from tqdm import tqdm
 from convert import api, formats, inspection
 from convert.checkpoint import WEIGHTS
 from convert.files import dtypes
-from maskgit_pt import command_line
+from maskgit_pt import command_line, hub
 
 PROGRAM = "maskgit-convert"
 USAGE = """\
@@ -19,6 +19,7 @@ those of Besnier & Chen, to PyTorch folders and back.
   maskgit-convert --input=maskgit_imagenet256_checkpoint --output=maskgit256
   maskgit-convert --input=maskgit256 --output=maskgit_imagenet256_checkpoint --to=flax
   maskgit-convert --input=maskgit_imagenet256.ckpt --output=maskgit_imagenet256_checkpoint --to=flax
+  maskgit-convert --input=maskgit256 --output=maskgit256_jax --to=orbax
   maskgit-convert --inspect=FILE
   maskgit-convert --list
 
@@ -63,6 +64,20 @@ flags.DEFINE_enum(
     None,
     WEIGHTS,
     "Which weights to take from a file that holds both: the moving average (ema) or the raw ones.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "pixels",
+    None,
+    "Side of the images that a tokenizer was trained on, for its config.json: tokenizers for 256 and 512 px "
+    "look alike. Not given: as the published file is named.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "push",
+    None,
+    "OWNER/NAME on the Hugging Face hub, to which the output is uploaded.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -114,12 +129,15 @@ def main() -> None:
             num_heads=FLAGS.num_heads,
             num_codes=FLAGS.num_codes,
             weights=FLAGS.weights,
+            pixels=FLAGS.pixels,
             safetensors=FLAGS.safetensors,
             progress=progress,
         )
     for warning in summary.warnings:
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     print(describe(summary, FLAGS.input, FLAGS.output))
+    if FLAGS.push:
+        print(f"{'uploaded:':12}{hub.upload(FLAGS.output, FLAGS.push)}")
 
 
 def describe(summary: api.Summary, input: str, output: str) -> str:

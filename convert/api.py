@@ -18,7 +18,7 @@ from convert.files.output import check_output
 from convert.files.tensors import Buffer, as_bytes, one_thread
 from convert.formats.format import Format
 from convert.formats.recognise import open_checkpoint, recognise, reopen, writers
-from maskgit_pt.files import file_sha256, replacing, synchronise
+from maskgit_pt.files import path_sha256, replacing, synchronise
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ def convert(
     num_heads: int | None = None,
     num_codes: int | None = None,
     weights: str | None = None,
+    pixels: int | None = None,
     safetensors: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Summary:
@@ -128,6 +129,8 @@ def convert(
       num_heads: attention heads, for input that does not tell.
       num_codes: codes of the tokenizer, for transformers that do not tell.
       weights: "ema" or "raw", for input that holds both.
+      pixels: side of the images that a tokenizer was trained on, for its configuration; None: as its
+        published file is named.
       safetensors: write another project's format as a safetensors file instead of PyTorch's.
       progress: called with the bytes written or verified since the last call, and with all.
 
@@ -146,7 +149,9 @@ def convert(
     given = Given(num_heads, num_codes, weights)
     found = recognise(input, weights)
     source = found.open(given)
-    check_output(output, writer.IS_FOLDER, overwrite)
+    if pixels is not None:
+        infer.note_pixels(source.kind, source.config, input.name, pixels)
+    check_output(output, writer.IS_FOLDER, overwrite, not writer.WHOLE_FOLDER)
     verify = verify and writer.READS
     total = (1 + verify) * source.size(dtype)
     observer = _Observer(lambda done: progress(done, total))
@@ -156,13 +161,13 @@ def convert(
         ThreadPoolExecutor(2) as threads,
         one_thread(),
     ):
-        input_sha256 = threads.submit(file_sha256, source.path)
+        input_sha256 = threads.submit(path_sha256, source.path)
         try:
             packing = "safetensors" if safetensors else None
             weights = writer.write(source, temporary, dtype, observer, packing)
         except ValueError as error:
             raise ValueError(f"{input}: {error}") from None
-        output_sha256 = threads.submit(file_sha256, weights)
+        output_sha256 = threads.submit(path_sha256, weights)
         on_disk = threads.submit(synchronise, weights)
         written_dtype = dtype or source.dtype
         if verify:

@@ -29,6 +29,7 @@ _NOT_IN_WEIGHTS = {
     "entropy_temperature",
     "blur_resample",
     "weights",
+    "pixels",
     "dropout",
     "resolution",
     "attention_resolutions",
@@ -179,6 +180,35 @@ def visible(config: dict) -> dict:
     }
 
 
+# Files of the official tokenizer as they are published -> side of the images it was trained on.
+_PUBLISHED_PIXELS = {
+    r"tokenizer_imagenet256(_checkpoint|\.ckpt)|maskgit-vqgan-imagenet-f16-256(\.bin)?"
+    r"|maskgit_tokenizer\.bin|vqgan_jax_strongaug\.ckpt": 256,
+    r"tokenizer_imagenet512(_checkpoint|\.ckpt)": 512,
+}
+
+
+def note_pixels(kind: str, config: dict, file: str, pixels: int | None) -> None:
+    """Notes in a tokenizer's configuration for which images it is, which the weights do not show.
+
+    Args:
+      kind, config: of the model; the configuration is changed.
+      file: its name, for published ones.
+      pixels: side of the images, if the user says it.
+
+    Raises:
+      ValueError: the model is no tokenizer that `pixels` can be noted of.
+    """
+    if kind != "tokenizer":
+        if pixels is not None:
+            raise ValueError(f"--pixels is for the official tokenizer, this is a {kind}")
+        return
+    named = [side for name, side in _PUBLISHED_PIXELS.items() if re.fullmatch(name, file)]
+    pixels = pixels or config["vqvae"].get("pixels") or next(iter(named), None)
+    if pixels is not None:
+        config["vqvae"]["pixels"] = pixels
+
+
 def resolution(kind: str, config: dict) -> str:
     """What the model is for, in pixels: "256 x 256", "any multiple of 16"."""
     if kind in ("transformer", "besnier_transformer", "halton_transformer"):
@@ -189,6 +219,8 @@ def resolution(kind: str, config: dict) -> str:
         # All published tokenizers make one token of 16 x 16 pixels.
         return f"{16 * side} x {16 * side}"
     if kind == "tokenizer":
+        if pixels := config["vqvae"].get("pixels"):
+            return f"{pixels} x {pixels}"
         return f"any multiple of {2 ** (len(config['vqvae']['channel_multipliers']) - 1)}"
     if kind in ("taming_vqgan", "llamagen_vq"):
         return f"any multiple of {2 ** (len(config['channel_multipliers']) - 1)}"

@@ -19,7 +19,7 @@ from convert.files import dtypes
 from convert.files.tensors import Buffer, as_bytes, one_thread
 from convert.formats.recognise import open_checkpoint, recognise, writers
 from maskgit_pt.configs import vqgan_config
-from maskgit_pt.files import file_sha256
+from maskgit_pt.files import path_sha256
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -168,7 +168,7 @@ def inspect(
     values = checkpoint.origin.get("values", {})
     if values:
         rows["says"] = ", ".join(f"{key} {value}" for key, value in values.items())
-    rows["file sha256"] = file_sha256(checkpoint.path)
+    rows["file sha256"] = path_sha256(checkpoint.path)
     rows["fingerprint"] = f"{fingerprint} (of the weights, the same in every format)"
     rows["published"] = published(checkpoint.kind, config, ranges, checkpoint.dtype)
     rows["can become"] = ", ".join(writers(checkpoint.kind, config))

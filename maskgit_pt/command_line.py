@@ -5,8 +5,10 @@ although both have, say, a flag `--output`. Exit codes: 0 success, 1 a problem w
 wrong usage.
 """
 
+import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -48,6 +50,8 @@ def run(
     # the time of float32 decoding in the tokenizer went into handing out small pages.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     argv = sys.argv[1:] if argv is None else list(argv)
+    usual = warnings.showwarning
+    warnings.showwarning = functools.partial(_show_warning, program, usual)
     try:
         if any(arg in ("-h", "--help", "-help", "--helpfull") for arg in argv):
             print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}", flush=True)
@@ -72,6 +76,16 @@ def run(
         return _fail(program, _one_line(error), 1)
     except KeyboardInterrupt:
         return _fail(program, "interrupted", 130)
+    finally:
+        warnings.showwarning = usual
+
+
+def _show_warning(program: str, usual: Callable, message: Warning, category: type, *where) -> None:
+    """Shows the project's warnings in one line, without the place in the code; others as usual."""
+    if category is UserWarning and str(message).isprintable():
+        print(f"{program}: warning: {message}", file=sys.stderr)
+    else:
+        usual(message, category, *where)
 
 
 def _fail(program: str, message: str, code: int) -> int:

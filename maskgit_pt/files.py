@@ -116,3 +116,14 @@ def file_sha256(path: str | os.PathLike) -> str:
         raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def path_sha256(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file; of a folder, that of the names and hashes of its files."""
+    path = Path(path)
+    if not path.is_dir():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path)}\0{file_sha256(file)}\n".encode())
+    return digest.hexdigest()

@@ -100,6 +100,30 @@ def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
     return folder.is_dir() and any(any(folder.glob(pattern)) for pattern in wanted)
 
 
+def upload(path: str | os.PathLike, repository: str) -> str:
+    """Uploads a folder or a file to a repository of the hub, made if missing; returns its address.
+
+    Raises:
+      OSError: the hub refuses it or cannot be reached; one line.
+    """
+    import huggingface_hub
+
+    path, api = Path(path), huggingface_hub.HfApi()
+    try:
+        repository = api.create_repo(repository, exist_ok=True).repo_id
+        if path.is_dir():
+            return str(api.upload_folder(repo_id=repository, folder_path=path))
+        return str(
+            api.upload_file(repo_id=repository, path_or_fileobj=path, path_in_repo=path.name)
+        )
+    except Exception as error:  # the hub's client raises many kinds
+        text = " ".join(str(error).split())[:200]
+        raise OSError(
+            f"{path} is made, but not uploaded to {repository}: {type(error).__name__} {text} "
+            "(hf auth login sets a token)"
+        ) from None
+
+
 class HubMixin(ModelHubMixin, library_name="maskgit_pt", tags=["maskgit", "image-generation"]):
     """Saving to a folder and to the hub; the class brings `_save_pretrained`."""
 

@@ -22,6 +22,17 @@ class ModelSettings:
 
     model: str | None = setting(None, f"Transformer: {WHAT}; or a folder with both networks.")
     tokenizer: str | None = setting(None, f"Tokenizer: {WHAT}.")
+    num_heads: int | None = setting(
+        None, "Attention heads, for weights that do not tell. Default: 16, as published.", least=1
+    )
+    num_codes: int | None = setting(
+        None, "Codes of the tokenizer, for transformers that do not tell. Default: 1024.", least=1
+    )
+    weights: str | None = setting(
+        None,
+        "Which weights of the transformer to take from a file that holds both: averaged or raw.",
+        choices=("ema", "raw"),
+    )
     labels: str | None = setting(
         None,
         "Class ids, ranges, ImageNet names, or all: 90,200-205,golden retriever. They take turns.",
@@ -55,12 +66,22 @@ class ModelSettings:
         from maskgit_pt.pipeline import MaskGIT
 
         return MaskGIT.from_pretrained(
-            self.model, self.tokenizer, device=device, dtype=self.torch_dtype
+            self.model, self.tokenizer, device=device, dtype=self.torch_dtype, **self.given
         )
 
+    @property
+    def given(self) -> dict[str, int | str | None]:
+        """What is said about weights that do not tell it themselves; see `pretrained.load_any`."""
+        return {
+            "num_heads": self.num_heads,
+            "num_codes": self.num_codes,
+            "weights": self.weights,
+        }
+
     def fingerprint(self) -> str:
-        """Returns a hash of the weights and settings of the networks."""
-        return weights_fingerprint(*filter(None, (self.model, self.tokenizer)))
+        """Returns a hash of the weights and settings of the networks, and what is said about them."""
+        given = [f" {name}={value}" for name, value in self.given.items() if value is not None]
+        return weights_fingerprint(*filter(None, (self.model, self.tokenizer))) + "".join(given)
 
     def class_ids(self, num_classes: int, default: str = "all") -> list[int]:
         """Returns the classes that `labels` names, for a model of `num_classes`.

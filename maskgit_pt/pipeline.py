@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskgit_pt import editing, samplers
 from maskgit_pt.decoding import Decoding
@@ -133,7 +132,7 @@ class MaskGIT(HubMixin):
         options = {"device": device, "dtype": dtype, **hub}
         transformer = load_any(model, TRANSFORMERS, **given, **options)
         both = cls(transformer, load_any(tokenizer, TOKENIZERS, **options))
-        _check_resolution(both.image_size, tokenizer)
+        _check_resolution(both.image_size, both.tokenizer, tokenizer)
         return both.arrange()
 
     def arrange(self) -> "MaskGIT":
@@ -520,13 +519,13 @@ class MaskGIT(HubMixin):
         return labels
 
 
-def _check_resolution(image_size: int, tokenizer: str | os.PathLike) -> None:
-    """Tokenizers of 256 and 512 px have the same shapes; only the name of the file tells them apart."""
-    stated = re.findall(r"(?<!\d)(256|512)(?!\d)", Path(tokenizer).name)
-    if stated and image_size in (256, 512) and int(stated[-1]) != image_size:
+def _check_resolution(image_size: int, tokenizer: nn.Module, source: str | os.PathLike) -> None:
+    """Official tokenizers of 256 and 512 px have the same shapes; only the configuration may tell."""
+    pixels = tokenizer.to_config().get("vqvae", {}).get("pixels")
+    if pixels is not None and pixels != image_size:
         raise ValueError(
-            f"{tokenizer}: a tokenizer for {stated[-1]} px by its name, while the model makes images of "
-            f"{image_size} px; give the one for {image_size} px (or rename it)"
+            f"{source}: its configuration says that the tokenizer is for {pixels} px, while the model makes "
+            f"images of {image_size} px; give the one for {image_size} px"
         )
 
 

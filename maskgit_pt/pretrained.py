@@ -174,6 +174,8 @@ def _is_foreign(path: Path) -> bool:
     if path.is_file():
         return True
     config = path / CONFIG_NAME
+    if not (path / WEIGHTS_NAME).is_file() and any(path.glob("*.index.json")):
+        return True  # cut into shards
     if config.is_file():
         return "model_type" not in read_config(config)
     return any(path.iterdir()) and not (path / WEIGHTS_NAME).is_file()

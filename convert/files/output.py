@@ -3,8 +3,10 @@
 from pathlib import Path
 
 
-def check_output(path: Path, is_folder: bool, overwrite: bool) -> None:
+def check_output(path: Path, is_folder: bool, overwrite: bool, merges: bool = True) -> None:
     """Refuses to replace anything without `overwrite`, and a folder by a file or the reverse.
+
+    Without `merges` a folder is never written into one that exists.
 
     Raises:
       ValueError, FileExistsError, FileNotFoundError: one line.
@@ -16,3 +18,5 @@ def check_output(path: Path, is_folder: bool, overwrite: bool) -> None:
         raise ValueError(f"{path} is a {found}; this output is a {wanted}: choose another name")
     if path.exists() and not overwrite and not (is_folder and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already; --overwrite replaces it")
+    if is_folder and not merges and path.exists() and any(path.iterdir()):
+        raise FileExistsError(f"{path} exists already and cannot be merged with: remove it first")

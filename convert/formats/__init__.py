@@ -12,6 +12,7 @@ from convert.formats import (
     mage,
     maskbit,
     open_muse,
+    orbax,
     safetensors,
     taming,
 )
@@ -22,6 +23,7 @@ from convert.formats.format import Format
 FORMATS: tuple[Format, ...] = (
     safetensors.FORMAT,
     flax.FORMAT,
+    orbax.FORMAT,
     hmorimitsu.FORMAT,
     open_muse.FORMAT,
     titok_format.FORMAT,

@@ -1,8 +1,7 @@
 """A file opened, before anybody knows whose names its tensors have: how it is packed."""
 
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +15,19 @@ from convert.files.tensors import MappedFile
 from convert.formats.state_dicts import Contents, StateDict, contents, describe, flax_contents
 from convert.rules import abbreviate
 
+ACCEPTED = (
+    "folders with config.json and model.safetensors, .safetensors files, Google's Flax files, "
+    "PyTorch files of hmorimitsu, open-muse, TiTok, MaskBit, MAGE, Besnier & Chen, taming, "
+    "Halton-MaskGIT, LlamaGen (maskgit-convert --list)"
+)
+
 
 @dataclass
 class Container:
     """A file of tensors under somebody's names.
 
     Attributes:
-      path: the file.
+      path: the file; a folder, of Orbax.
       packing: how it is packed: name of a `Packing`.
       layout: the same in more words; for the user.
       candidates: its dictionaries of tensors.
@@ -32,6 +37,7 @@ class Container:
       metadata: of safetensors.
       chunks: of Flax, tensor -> elements per chunk.
       folder: the folder that was named instead of the file, else None.
+      files: the files that hold the tensors, if `path` does not.
       release: gives memory back that reading took.
     """
 
@@ -45,12 +51,14 @@ class Container:
     metadata: dict[str, str] = field(default_factory=dict)
     chunks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     folder: Path | None = None
+    files: tuple[Path, ...] = ()
     release: Callable[[], None] = lambda: None
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
-        return self.path.stat().st_size
+        """Bytes of the files."""
+        files = self.files or ([self.path] if self.path.is_file() else self.path.rglob("*"))
+        return sum(file.stat().st_size for file in files)
 
 
 def _container(path: Path, packing: str, layout: str, found: Contents, **more: Any) -> Container:
@@ -111,33 +119,46 @@ def open_torch(path: Path) -> Container:
     )
 
 
-def find_weights(folder: Path) -> list[Path]:
-    """The files of a folder, and of the folders in it, that begin like weights."""
-    packed = {path: packing_of(path) for path in entries(folder) if os.access(path, os.R_OK)}
-    files = [path for path, packing in packed.items() if packing in (SAFETENSORS, TORCH)]
-    own = [path for path in files if path.parent == folder]
-    safe = [path for path in own if packed[path] is SAFETENSORS]
-    # A repository often has the same weights twice, as safetensors and as a pickle.
-    return safe if len(safe) == 1 else own or files
+def open_shards(path: Path) -> Container:
+    """Opens all shards that an index names.
+
+    Raises:
+      ValueError: a shard is missing or damaged, or holds other tensors than the index says.
+    """
+    from convert.formats.folders import read_index
+
+    places = read_index(path)
+    tensors: dict[str, Any] = {}
+    releases = []
+    files = [path.parent / name for name in sorted(set(places.values()))]
+    for file in files:
+        found, release = _named_tensors(file)
+        tensors |= found
+        releases.append(release)
+    if differing := sorted(tensors.keys() ^ places.keys()):
+        raise ValueError(f"its shards and its index differ in {abbreviate(differing)}")
+
+    def release_all() -> None:
+        for release in releases:
+            release()
+
+    layout = f"{len(files)} shards"
+    return _container(
+        path, "shards", layout, contents(tensors), files=(*files,), release=release_all
+    )
 
 
-def is_shard(path: Path) -> bool:
-    """Whether a file is, by its name, one of the parts that large models are cut into."""
-    return re.search(r"-\d{5}-of-\d{5}\.", path.name) is not None
-
-
-def entries(folder: Path, limit: int = 1000) -> list[Path]:
-    """The files of a folder and of the folders in it, sorted; not the hidden ones."""
-    found: list[Path] = []
-    for path in _visible(folder):
-        found += [p for p in _visible(path) if p.is_file()] if path.is_dir() else [path]
-        if len(found) > limit:
-            break
-    return [path for path in found[:limit] if path.is_file()]
-
-
-def _visible(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def _named_tensors(file: Path) -> tuple[dict[str, Any], Callable[[], None]]:
+    packing = packing_of(file)
+    if packing is SAFE:
+        entries, _ = safetensors_file.read_header(file)
+        mapped = MappedFile(file)
+        return {n: mapped.tensor(*entry) for n, entry in entries.items()}, mapped.release
+    if packing is TORCH:
+        read = torch_file.read(file)
+        if isinstance(read.tree, dict):
+            return read.tree, read.release
+    raise ValueError(f"its shard {file.name} holds no tensors by name")
 
 
 def is_safetensors(path: Path, head: bytes) -> bool:
@@ -151,21 +172,48 @@ def is_flax(path: Path, head: bytes) -> bool:
     return bool(is_map) and describe_stranger(path, head) is None
 
 
+def is_index(path: Path, head: bytes) -> bool:
+    """Whether a file is, by its name, an index of shards."""
+    return path.name.endswith(".index.json")
+
+
+def is_orbax(path: Path, head: bytes) -> bool:
+    """Whether a folder is an Orbax checkpoint."""
+    return (path / "_METADATA").is_file() or (path / "_CHECKPOINT_METADATA").is_file()
+
+
+def _open_orbax(path: Path) -> Container:
+    from convert.formats.orbax import open_orbax  # imports what this module defines
+
+    return open_orbax(path)
+
+
 class Packing(NamedTuple):
-    """How files are packed: its name, whether a file with these first bytes may be, opening it."""
+    """How files are packed: its name, whether a path with these first bytes may be, opening it."""
 
     name: str
     matches: Callable[[Path, bytes], bool]
     open: Callable[[Path], Container]
 
 
-SAFETENSORS = Packing("safetensors", is_safetensors, open_safetensors)
+SAFE = Packing("safetensors", is_safetensors, open_safetensors)
 TORCH = Packing("PyTorch", torch_file.is_torch_file, open_torch)
 FLAX = Packing("flax", is_flax, open_flax)
+SHARDS = Packing("shards", is_index, open_shards)
+ORBAX = Packing("Orbax", is_orbax, _open_orbax)
+PACKINGS = (ORBAX, SHARDS, SAFE, TORCH, FLAX)
+IN_FOLDERS = (SHARDS, SAFE, TORCH)
 
 
 def packing_of(path: Path) -> Packing | None:
-    """How a file is packed, by its first bytes; None if nothing opens it."""
+    """How a file or folder is packed, by its first bytes; None if nothing opens it."""
+    head = first_bytes(path)
+    return next((packing for packing in PACKINGS if packing.matches(path, head)), None)
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first bytes of a file; none of a folder."""
+    if path.is_dir():
+        return b""
     with open(path, "rb") as file:
-        head = file.read(HEAD_BYTES)
-    return next((p for p in (SAFETENSORS, TORCH, FLAX) if p.matches(path, head)), None)
+        return file.read(HEAD_BYTES)

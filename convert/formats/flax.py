@@ -8,8 +8,9 @@ from torch import Tensor
 from convert import flax_msgpack, infer, rules
 from convert.checkpoint import Checkpoint
 from convert.files.tensors import Shape, as_bytes
-from convert.formats.container import Container, StateDict
+from convert.formats.container import Container
 from convert.formats.format import Format
+from convert.formats.state_dicts import StateDict
 from convert.rows import Outgoing, Row, Rows
 
 

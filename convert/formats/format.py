@@ -29,7 +29,8 @@ from convert import infer, rules
 from convert.checkpoint import Checkpoint, Given
 from convert.files import dtypes, safetensors_file
 from convert.files.tensors import Shape
-from convert.formats.container import Container, StateDict
+from convert.formats.container import Container
+from convert.formats.state_dicts import StateDict
 from convert.rows import Observe, Outgoing, Row, Rows
 from convert.rules import Piece, abbreviate
 from convert.tables import CONV, IDENTITY
@@ -46,6 +47,7 @@ class Format:
       HOLDS: what is in them; for `--list`.
       KINDS: kinds of models it can hold.
       IS_FOLDER: whether `write` makes a folder.
+      WHOLE_FOLDER: whether that folder is one thing, with which nothing can be merged.
       PACKINGS: what it can be packed as, the usual one first; see `Container.packing`.
       READS: whether it can be read.
       KEEPS_ORDER: whether the official order of the tensors survives.
@@ -62,6 +64,7 @@ class Format:
     HOLDS: ClassVar[str]
     KINDS: ClassVar[tuple[str, ...]] = ("tokenizer",)
     IS_FOLDER: ClassVar[bool] = False
+    WHOLE_FOLDER: ClassVar[bool] = False
     PACKINGS: ClassVar[tuple[str, ...]] = ("PyTorch", "safetensors")
     READS: ClassVar[bool] = True
     KEEPS_ORDER: ClassVar[bool] = False
@@ -283,7 +286,7 @@ class Format:
         rows = self.rows_to_write(source.kind, source.config)
         tensors = Outgoing(source.tensors, rows, dtype, observe, source.release)
         packing = packing or self.PACKINGS[0]
-        if self.IS_FOLDER:
+        if self.IS_FOLDER and not self.WHOLE_FOLDER:
             output.mkdir()
             for name, data in self.companions(source).items():
                 (output / name).write_bytes(data)

@@ -9,7 +9,8 @@ import json
 from convert.checkpoint import Checkpoint
 from convert.formats import titok
 from convert.formats._tokenizer_names import TokenizerFormat
-from convert.formats.container import Container, StateDict
+from convert.formats.container import Container
+from convert.formats.state_dicts import StateDict
 from maskgit_pt.pretrained import CONFIG_NAME, read_config
 
 _CLASS = "MaskGitVQGAN"

@@ -9,21 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert import infer
 from convert.checkpoint import Checkpoint, Given
 from convert.files import torch_file
 from convert.files.pickle_names import Refused
-from convert.files.strangers import HEAD_BYTES, describe_stranger, is_pickle
+from convert.files.strangers import describe_stranger, is_pickle
 from convert.formats import FORMATS, container
-from convert.formats.container import Container, StateDict
+from convert.formats.container import ACCEPTED, Container
+from convert.formats.folders import weights_of
 from convert.formats.format import Format
+from convert.formats.state_dicts import StateDict
 from convert.rules import abbreviate
+from maskgit_pt import layouts
 
-ACCEPTED = (
-    "folders with config.json and model.safetensors, .safetensors files, Google's Flax files, "
-    "PyTorch files of hmorimitsu, open-muse, TiTok, MaskBit, MAGE, Besnier & Chen, taming, "
-    "Halton-MaskGIT, LlamaGen "
-    "(maskgit-convert --list)"
-)
 _ENOUGH = 0.5  # likeness
 
 
@@ -54,6 +52,7 @@ class Recognised:
         with _named(self.path, self.format.NAME):
             found = self.format.open(self.container, self.state, given)
             found.notes += self.notes
+            infer.note_pixels(found.kind, found.config, self.path.name, None)
             return found
 
     @property
@@ -152,9 +151,10 @@ def _other_set(other: StateDict, chosen: StateDict) -> str | None:
 
 
 def _open(path: Path) -> Container:
-    file = _weights_of(path) if path.is_dir() else path
-    with open(file, "rb") as opened:
-        head = opened.read(HEAD_BYTES)
+    if known := layouts.describe(path):
+        raise ValueError(f"{path} {known}")
+    file = weights_of(path) if path.is_dir() else path
+    head = container.first_bytes(file)
     packing = container.packing_of(file)
     if packing in (None, container.FLAX):
         _refuse_hostile_pickle(path, file, head)
@@ -175,21 +175,6 @@ def _refuse_hostile_pickle(path: Path, file: Path, head: bytes) -> None:
         raise ValueError(
             f"{path}: not read: its pickle tries to run {listed}; nothing of it was run"
         )
-
-
-def _weights_of(folder: Path) -> Path:
-    files = container.find_weights(folder)
-    if len(files) == 1:
-        return files[0]
-    if shards := [file.name for file in files if container.is_shard(file)]:
-        raise ValueError(
-            f"{folder} holds weights cut into shards ({abbreviate(shards)}); accepted: one file "
-            "(save_pretrained with a larger max_shard_size makes one)"
-        )
-    if files:
-        names = abbreviate([str(file.relative_to(folder)) for file in files])
-        raise ValueError(f"{folder} holds weights in {len(files)} files, name one of them: {names}")
-    raise ValueError(f"{folder} {describe_stranger(folder, b'')}; accepted: {ACCEPTED}")
 
 
 def _describe_unknown(opened: Container, likenesses: list[tuple[float, StateDict, Format]]) -> str:

@@ -15,8 +15,9 @@ from torch import Tensor
 from convert import infer, model_card, rules
 from convert.checkpoint import Checkpoint, Given
 from convert.files.tensors import Shape
-from convert.formats.container import Container, StateDict
+from convert.formats.container import Container
 from convert.formats.format import Format, own_rows
+from convert.formats.state_dicts import StateDict
 from convert.rows import Rows
 from maskgit_pt.pretrained import CONFIG_NAME, WEIGHTS_NAME, read_config
 
@@ -50,7 +51,10 @@ class Safetensors(Format):
 
         Models that come from PyTorch have the same names in their projects.
         """
-        if container.packing == "safetensors" and "model_type" in self.read_companion(container)[1]:
+        if (
+            container.packing in ("safetensors", "shards")
+            and "model_type" in self.read_companion(container)[1]
+        ):
             return 1.0
         names = list(state.tensors)
         kinds = [kind for kind in self.KINDS if kind not in rules.FROM_PYTORCH]
@@ -60,7 +64,8 @@ class Safetensors(Format):
     def read_companion(self, container: Container) -> tuple[str, dict]:
         """The configuration that stands beside the weights, else in their metadata, else {}."""
         beside = container.path.parent / CONFIG_NAME
-        if container.path.name == WEIGHTS_NAME and beside.is_file():
+        names = (WEIGHTS_NAME, f"{WEIGHTS_NAME}.index.json")
+        if container.path.name in names and beside.is_file():
             if (size := beside.stat().st_size) > MAX_CONFIG_BYTES:
                 raise ValueError(f"{beside}: {size:,} bytes; accepted: {MAX_CONFIG_BYTES:,}")
             return str(beside), read_config(beside)

@@ -16,7 +16,8 @@ from torch import Tensor
 from convert import infer, rules
 from convert.checkpoint import Checkpoint
 from convert.files.tensors import Shape
-from convert.formats.container import Container, entries
+from convert.formats.container import Container
+from convert.formats.folders import entries
 from convert.formats.format import Format
 from convert.rows import Row, Rows
 from maskgit_pt.configs import taming_vqgan_config

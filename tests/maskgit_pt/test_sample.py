@@ -252,15 +252,15 @@ def test_wrong_mask_and_other_settings(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["steps"] == 4
 
 
-def test_model_and_tokenizer_of_different_resolution(tmp_path, monkeypatch):
+def test_model_and_tokenizer_of_different_resolution(tiny_tokenizer):
+    """Told from the configuration, not from the name of a file."""
     from maskgit_pt.pipeline import _check_resolution
 
-    for name in ("tokenizer512", "tokenizer_imagenet512_checkpoint", "owner/vqgan-f16-512"):
-        with pytest.raises(ValueError, match="for 512 px by its name"):
-            _check_resolution(256, name)
-        _check_resolution(512, name)
-    _check_resolution(256, "tokenizer")
-    _check_resolution(256, "run2562")
+    _check_resolution(256, tiny_tokenizer, "tokenizer512_from_256")
+    tiny_tokenizer.to_config = lambda: {"vqvae": {"pixels": 512}}
+    with pytest.raises(ValueError, match="tok: its configuration says .* for 512 px"):
+        _check_resolution(256, tiny_tokenizer, "tok")
+    _check_resolution(512, tiny_tokenizer, "tok")
 
 
 def test_help(capsys):
