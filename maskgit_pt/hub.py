@@ -49,7 +49,7 @@ def locate(
         return path
     match = _ID.fullmatch(str(source))
     if not match or os.path.isabs(source):
-        raise FileNotFoundError(f"{source}: no such file or folder")
+        raise FileNotFoundError(f"{source}: no such folder or file")
     if revision and match["revision"] and revision != match["revision"]:
         raise ValueError(f"{source}: names a revision, and revision={revision!r} another")
     options = {

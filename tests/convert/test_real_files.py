@@ -379,7 +379,7 @@ def test_hub_ids_that_do_not_work(fake_hub, tmp_path, monkeypatch):
         Transformer.from_pretrained("owner/none")
     with pytest.raises(ValueError, match="names a revision, and revision='b' another"):
         Transformer.from_pretrained("owner/ours@a", revision="b")
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+    with pytest.raises(FileNotFoundError, match="no such folder or file"):
         Transformer.from_pretrained(tmp_path / "missing")
 
     def refuse(*_, **__):
