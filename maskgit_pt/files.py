@@ -64,6 +64,15 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         file.write(data)
 
 
+def user_cache(name: str) -> Path | None:
+    """`maskgit_pt/NAME` in the user's cache folder, not made; None for a user without a home."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return Path(base) / "maskgit_pt" / name
+
+
 def check_destination(folder: str | os.PathLike, model_type: str) -> None:
     """Refuses a folder where a model's files would stand among, or replace, those of something else.
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from maskgit_pt import imagenet
-from train.data import image_tars
+from train.data import image_folders, image_tars, index_cache
 from train.data.images import CROPS, DamagedImage, crop, open_images
 from train.randomness import generator
 
@@ -216,6 +217,66 @@ def test_what_servers_and_archives_add_to_folders(tmp_path):
     for what in ("4 files or folders of a system (", "2 dead links (a/gone.jpg, a/round.jpg)",
                  "1 class folders without images, which keep their numbers (b)"):  # fmt: skip
         assert what in told
+
+
+def kept(monkeypatch, tmp_path):
+    """The cache of lists, for sets of any size; returns its folder."""
+    monkeypatch.setattr(index_cache, "SMALLEST", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "maskgit_pt" / "indexes"
+
+
+def age(*paths):
+    for path in paths:
+        os.utime(path, ns=(10**18, 10**18))
+
+
+def fail(*_):
+    raise AssertionError("listed again")
+
+
+def same(a, b):
+    for i in range(len(b)):
+        np.testing.assert_array_equal(a.read(i), b.read(i))
+    assert str(a.left_out) == str(b.left_out) and a.class_names == b.class_names
+    return names(a) == names(b) and a.fingerprint() == b.fingerprint()
+
+
+def test_a_list_of_folders_is_made_once(tmp_path, monkeypatch):
+    cache, root = kept(monkeypatch, tmp_path), tmp_path / "set"
+    for name in ("a/1.jpg", "a/x/ü.jpg", "b/2.jpg", "b/notes.txt"):
+        put(root / name)
+    first = open_images(root)
+    assert not cache.exists()  # changed a moment ago: it may change again unseen
+    age(root, root / "a", root / "a/x", root / "b")
+    assert same(open_images(root), first) and len(list(cache.iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folders, "_list_classes", fail)
+        assert same(open_images(root), first)
+    put(root / "a" / "x" / "3.jpg")
+    assert len(open_images(root)) == 4
+    (path,) = cache.iterdir()
+    path.write_bytes(path.read_bytes()[:99])
+    assert len(open_images(root)) == 4
+
+
+def test_an_index_of_tars_is_made_once(tmp_path, monkeypatch):
+    cache, path = kept(monkeypatch, tmp_path), tmp_path / "a.tar"
+    put_tar(path, {"1.jpg": jpeg(), "1.cls": b"1", "2.jpg": jpeg(2), "2.cls": b"0", "x.txt": b""})
+    age(path)
+    first = open_images(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_tars, "_index", fail)
+        assert same(open_images(path), first)
+        assert same(pickle.loads(pickle.dumps(open_images(path))), first)
+    put_tar(path, {"1.jpg": jpeg(), "1.cls": b"1"})
+    assert len(open_images(path)) == 1
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(image_tars.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError()))
+    assert len(open_images(path)) == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    age(path)
+    assert len(open_images(path)) == 1 and len(list(cache.iterdir())) == 1
 
 
 def test_tars_of_splits(tmp_path):

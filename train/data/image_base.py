@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import json
 from array import array
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -45,6 +47,19 @@ class Names:
     def __getitem__(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
         return bytes(self._text[start : self._ends[index]]).decode("utf-8", "surrogateescape")
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The text, and where each ends."""
+        ends = np.frombuffer(self._ends, np.int64) if len(self) else np.empty(0, np.int64)
+        return {"text": np.frombuffer(bytes(self._text), np.uint8), "ends": ends}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Self:
+        """The inverse of `to_arrays`."""
+        names = cls()
+        names._text += arrays["text"].tobytes()
+        names._ends.frombytes(arrays["ends"].astype(np.int64).tobytes())
+        return names
 
     def digest(self) -> bytes:
         """A SHA-256 of all of them."""
@@ -92,7 +107,10 @@ class Images:
       labels: int64 [n] in [0, len(class_names)).
       class_names: one for each class.
       left_out: what of the collection is no image of it, and why.
+      places: the folders or files that were looked at -> `index_cache.place` of then.
     """
+
+    _extra: tuple[str, ...] = ()  # attributes of a subclass that are arrays
 
     def __init__(
         self,
@@ -104,6 +122,7 @@ class Images:
         self._names, self.class_names = names, class_names
         self.labels = np.asarray(labels, np.int64)
         self.left_out = LeftOut() if left_out is None else left_out
+        self.places: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,6 +150,25 @@ class Images:
         return hashlib.sha256(
             self._names.digest() + self.labels.astype("<i8").tobytes() + classes
         ).hexdigest()
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All of the list, without pickles."""
+        told = {"classes": self.class_names, "places": self.places, "left_out": vars(self.left_out)}
+        text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+        extra = {name: np.asarray(getattr(self, name)) for name in self._extra}
+        return {"labels": self.labels, "told": text} | self._names.to_arrays() | extra
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> Self:
+        """The inverse of `to_arrays`; `attributes` are those that are not stored."""
+        told = json.loads(arrays["told"].tobytes())
+        images = cls.__new__(cls)
+        names, left_out = Names.from_arrays(arrays), LeftOut()
+        vars(left_out).update(told["left_out"])
+        Images.__init__(images, names, arrays["labels"], told["classes"], left_out)
+        images.places = told["places"]
+        vars(images).update({name: arrays[name] for name in cls._extra} | attributes)
+        return images
 
     def digest(self, index: int) -> bytes:
         """A SHA-256 of an image's file."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from train.data.image_base import EXTENSIONS, Images, LeftOut, Names
+from train.data.index_cache import place, remembered
 
 KAGGLE_DATA = Path("ILSVRC/Data/CLS-LOC")
 KAGGLE_LABELS = "LOC_val_solution.csv"
@@ -26,7 +27,7 @@ class FolderImages(Images):
         names: Names,
         labels: np.ndarray,
         class_names: list[str],
-        left_out: LeftOut,
+        left_out: LeftOut | None = None,
     ):
         super().__init__(names, labels, class_names, left_out)
         self.root = root
@@ -51,13 +52,18 @@ def open_class_folders(root: Path, classes: list[str]) -> FolderImages:
     Raises:
       ValueError: no class has images.
     """
-    names, labels, left_out = Names(), [], LeftOut()
+    root, wanted = root.absolute(), {"root": str(root.absolute()), "classes": classes}
+    return remembered(lambda: _list_classes(root, classes), FolderImages, wanted, root=root)
+
+
+def _list_classes(root: Path, classes: list[str]) -> FolderImages:
+    names, labels, left_out, places = Names(), [], LeftOut(), {str(root): place(root)}
     for name, is_folder in _entries(root, left_out):
         if not is_folder:
             left_out.add("files outside class folders", name)
     for label, name in enumerate(classes):
         before = len(names)
-        for file in sorted(_walk(root / name, name, left_out)):
+        for file in sorted(_walk(root / name, name, left_out, places)):
             names.append(file)
         labels.append(np.full(len(names) - before, label, np.int64))
         if len(names) == before:
@@ -67,7 +73,9 @@ def open_class_folders(root: Path, classes: list[str]) -> FolderImages:
             f"{root}: the {len(classes)} class folders hold no images ({', '.join(classes[:5])}); "
             f"accepted: a folder a class, with {_extensions()} files"
         )
-    return FolderImages(root, names, np.concatenate(labels), classes, left_out)
+    images = FolderImages(root, names, np.concatenate(labels), classes, left_out)
+    images.places = places
+    return images
 
 
 def open_kaggle_validation(folder: Path) -> FolderImages:
@@ -89,15 +97,14 @@ def open_kaggle_validation(folder: Path) -> FolderImages:
     train = folder.parent / "train"
     classes = sorted(set(wordnet_ids.values()))
     if train.is_dir():
-        with os.scandir(train) as entries:
-            known = sorted(entry.name for entry in entries if entry.is_dir())
+        known = [name for name, is_folder in _entries(train, LeftOut()) if is_folder]
         extra = sorted(set(classes) - set(known))
         if extra:
             raise ValueError(f"{table}: class {extra[0]} is not among the folders of {train}")
         classes = known
     number = {name: label for label, name in enumerate(classes)}
     names, labels, left_out = Names(), [], LeftOut()
-    for file in sorted(_walk(folder, "", left_out)):
+    for file in sorted(_walk(folder, "", left_out, {})):
         key = file.rpartition("/")[2].rpartition(".")[0]
         if key not in wordnet_ids:
             raise ValueError(f"{table}: no label for {file} of {folder}")
@@ -109,9 +116,9 @@ def open_kaggle_validation(folder: Path) -> FolderImages:
 def find_kaggle_labels(folder: Path) -> Path | None:
     """LOC_val_solution.csv in a folder or up to four above: from CLS-LOC/val to the download's root."""
     folder = folder.absolute()
-    for place in [folder, *folder.parents][:5]:
-        if (place / KAGGLE_LABELS).is_file():
-            return place / KAGGLE_LABELS
+    for above in [folder, *folder.parents][:5]:
+        if (above / KAGGLE_LABELS).is_file():
+            return above / KAGGLE_LABELS
     return None
 
 
@@ -152,8 +159,10 @@ def _entries(folder: Path | str, left_out: LeftOut, prefix: str = "") -> list[tu
     return kept
 
 
-def _walk(folder: Path, prefix: str, left_out: LeftOut) -> Iterator[str]:
-    """All images below a folder as `prefix/...`, links followed."""
+def _walk(
+    folder: Path, prefix: str, left_out: LeftOut, places: dict[str, list[int]]
+) -> Iterator[str]:
+    """All images below a folder as `prefix/...`, links followed; notes the folders in `places`."""
     seen, stack = set(), [(str(folder), f"{prefix}/" if prefix else "")]
     while stack:
         path, prefix = stack.pop()
@@ -162,6 +171,7 @@ def _walk(folder: Path, prefix: str, left_out: LeftOut) -> Iterator[str]:
             left_out.add("links to a folder that is read already", prefix.rstrip("/"))
             continue
         seen.add((status.st_dev, status.st_ino))
+        places[path] = place(path)
         for name, is_folder in _entries(path, left_out, prefix):
             if is_folder:
                 stack.append((os.path.join(path, name), f"{prefix}{name}/"))

@@ -15,6 +15,7 @@ import numpy as np
 
 from maskgit_pt import imagenet
 from train.data.image_base import EXTENSIONS, Images, LeftOut, Names
+from train.data.index_cache import place, remembered
 
 _LABELS = ("cls", "json")
 _MAX_LABEL_BYTES = 2**20
@@ -40,8 +41,11 @@ class TarImages(Images):
         without an image; a label that is neither a name nor in range.
     """
 
+    _extra = ("_tars", "_starts", "_sizes")
+
     def __init__(self, paths: list[Path], num_classes: int | None = None):
         self.paths = paths
+        places = {str(path): place(path) for path in paths}
         names, left_out, labels = Names(), LeftOut(), []
         self._tars, self._starts, self._sizes = array("i"), array("q"), array("q")
         for number, path in enumerate(paths):
@@ -53,14 +57,22 @@ class TarImages(Images):
                 self._sizes.append(size)
         numbers, classes = _number(names, labels, num_classes)
         super().__init__(names, numbers, classes, left_out)
+        self.places = places
 
     def _read_bytes(self, index: int) -> bytes:
-        path, size = self.paths[self._tars[index]], self._sizes[index]
+        path, size = self.paths[self._tars[index]], int(self._sizes[index])
         with open(path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, self._starts[index])
+            data = os.pread(file.fileno(), size, int(self._starts[index]))
         if len(data) != size:
             raise ValueError(f"{path}: shorter than when it was opened; has it been replaced?")
         return data
+
+
+def open_tars(paths: list[Path], num_classes: int | None = None) -> TarImages:
+    """`TarImages`, its index from the user's cache if the files are as they were."""
+    paths = [path.absolute() for path in paths]
+    wanted = {"paths": list(map(str, paths)), "num_classes": num_classes}
+    return remembered(lambda: TarImages(paths, num_classes), TarImages, wanted, paths=paths)
 
 
 def find_tars(pattern: str) -> list[Path]:

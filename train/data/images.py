@@ -60,7 +60,7 @@ def open_images(
 def _open(path: Path, split: str | None, num_classes: int | None) -> Images:
     if path.is_file() or (not path.exists() and re.search(r"[*?{[]|\.tar$", str(path))):
         tars = [path] if path.is_file() else image_tars.find_tars(str(path))
-        return image_tars.TarImages(_of_split(tars, split), num_classes)
+        return image_tars.open_tars(_of_split(tars, split), num_classes)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder; {_ACCEPTED}")
     for part in (path / image_folders.KAGGLE_DATA, path):
@@ -69,7 +69,7 @@ def _open(path: Path, split: str | None, num_classes: int | None) -> Images:
     folders, files = _look(path)
     tars = [path / name for name in files if name.endswith(".tar")]
     if tars and not folders:
-        return image_tars.TarImages(_of_split(tars, split), num_classes)
+        return image_tars.open_tars(_of_split(tars, split), num_classes)
     if split:
         raise ValueError(f"{path}: no {split!r} in it; found {_describe(folders, files)}")
     if (path / image_folders.KAGGLE_DATA).is_dir() or _are_splits(path, folders):
