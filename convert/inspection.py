@@ -98,6 +98,9 @@ PUBLISHED = (
     Published(
         "besnier_transformer", {"num_tokens": 1024}, "Besnier & Chen MaskGIT_ImageNet_512.pth"
     ),
+    Published(
+        "taming_vqgan", {}, "Besnier & Chen's copy of taming's vqgan_imagenet_f16_1024 last.ckpt"
+    ),
     *(
         Published("halton_transformer", config, f"Halton-MaskGIT {file}.pth")
         for file, config in {
@@ -112,9 +115,6 @@ PUBLISHED = (
     Published("llamagen_vq", {}, "LlamaGen vq_ds16_c2i.pt"),
     Published(
         "besnier_transformer", {"latent_features": 128}, "students of Di4C (sony/di4c), 256 px"
-    ),
-    Published(
-        "taming_vqgan", {}, "Besnier & Chen's copy of taming's vqgan_imagenet_f16_1024 last.ckpt"
     ),
 )
 

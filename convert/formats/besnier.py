@@ -24,9 +24,7 @@ _LAYER = re.compile(r"transformer\.layers\.(\d{1,4})\.")
 
 class Besnier(Format):
     NAME = "besnier"
-    DESCRIPTION = (
-        "valeoai/Maskgit-pytorch v1, MaskGIT_ImageNet_{256,512}.pth; Di[M]O; students of sony/di4c"
-    )
+    DESCRIPTION = "valeoai/Maskgit-pytorch v1, MaskGIT_ImageNet_{256,512}.pth; Di[M]O, Di4C"
     HOLDS = "the transformer of Besnier & Chen 2023; not the number of attention heads"
     KINDS = ("besnier_transformer",)
     WRAPPERS = ("model_state_dict", None)

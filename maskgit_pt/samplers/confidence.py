@@ -27,6 +27,7 @@ SCHEDULES = {
     "cosine": lambda r: torch.cos(r * math.pi * 0.5),
     "arccos": lambda r: torch.arccos(r) / (math.pi * 0.5),
 }
+_DI4C = "di4c-"  # before the name of a schedule
 CHOICES = ("linear", "warm_up", "random", "none")
 _WARM_UP_STEPS = 2
 
@@ -41,8 +42,9 @@ class ConfidenceSampler(Sampler):
 
     Args:
       steps: T.
-      schedule: of `SCHEDULES`: root, linear, square, cosine, arccos; or a list of the shares of masked tokens
-        after each step.
+      schedule: of `SCHEDULES`: root, linear, square, cosine, arccos, each step's count being in proportion to
+        it; "di4c-" and one of these, the share of masked tokens after each step, as Di4C's code has it (its
+        students: 4 steps, di4c-arccos, guidance 6, linear); or a list of such shares.
       choice_temperature: factor of the Gumbel noise on the log confidences, only for "linear", which makes
         it fall; or a list of the factors, one a step.
       choice: "linear", noise that falls to 0 at the last step; "random", confidences are random numbers;
@@ -50,7 +52,9 @@ class ConfidenceSampler(Sampler):
     """
 
     steps: int = setting(12, STEPS, least=1)
-    schedule: str | list[float] = setting("arccos", f"{SCHEDULE}: {', '.join(SCHEDULES)}.")
+    schedule: str | list[float] = setting(
+        "arccos", f"{SCHEDULE}: {', '.join(SCHEDULES)}; {_DI4C}arccos."
+    )
     choice_temperature: float | list[float] = setting(4.5, CHOICE_TEMPERATURE, least=0)
     choice: str = setting("linear", "Which randomness in choosing tokens.", choices=CHOICES)
 
@@ -59,8 +63,9 @@ class ConfidenceSampler(Sampler):
     def __post_init__(self):
         if isinstance(self.schedule, list):
             check_mask_ratios(self.schedule, self.steps)
-        elif self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}; known: {', '.join(SCHEDULES)}")
+        elif self.schedule.removeprefix(_DI4C) not in SCHEDULES:
+            known = f"{', '.join(SCHEDULES)}, each also with {_DI4C} before it"
+            raise ValueError(f"schedule is {self.schedule!r}; known: {known}")
         if self.choice not in CHOICES:
             raise ValueError(f"choice is {self.choice!r}; known: {', '.join(CHOICES)}")
         check_choice_temperature(self.choice_temperature, self.steps)
@@ -75,6 +80,12 @@ class ConfidenceSampler(Sampler):
         if isinstance(self.schedule, list):
             decided = decided_after(self.schedule, self.steps, torch.tensor([tokens]))
             return decided[:, 0].diff(prepend=torch.tensor([0])).tolist()
+        if self.schedule.startswith(_DI4C):
+            share = SCHEDULES[self.schedule.removeprefix(_DI4C)]
+            masked = (share(torch.linspace(0, 1, self.steps + 1)) * tokens).round().int()
+            counts = (-masked.diff()).clamp(min=1).tolist()
+            counts[-1] += tokens - sum(counts)
+            return counts
         share = SCHEDULES[self.schedule](torch.linspace(1, 0, self.steps))
         counts = (share / share.sum() * tokens).round().clamp(min=1).int().tolist()
         counts[-1] += tokens - sum(counts)

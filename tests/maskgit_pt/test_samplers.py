@@ -21,6 +21,7 @@ CONFIGURATIONS = {
     "confidence root": ("confidence", {"schedule": "root", "choice": "random"}),
     "confidence warm-up": ("confidence", {"schedule": "cosine", "choice": "warm_up"}),
     "confidence without noise": ("confidence", {"schedule": "linear", "choice": "none"}),
+    "confidence di4c": ("confidence", {"schedule": "di4c-arccos"}),
     "random": ("random", {}),
     "random exp": ("random", {"schedule": "exp"}),
     "halton": ("halton", {}),
