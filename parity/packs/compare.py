@@ -176,9 +176,8 @@ class Judge:
         threshold = np.take_along_axis(np.sort(scores, -1), count, -1)
         margin = 2 * (self.bound(self.pack.entries[f"{prefix}.scores"]) or 0.0)
         below = np.take_along_axis(np.sort(scores, -1), np.maximum(count - 1, 0), -1)
-        finite = np.isfinite(scores)
-        gap = np.where(finite, np.abs(scores - threshold), np.inf)
-        return (gap <= margin) & (threshold - below <= margin)
+        with np.errstate(invalid="ignore"):  # known tokens have infinite scores
+            return (np.abs(scores - threshold) <= margin) & (threshold - below <= margin)
 
     # Decoding ---------------------------------------------------------------------------------
 

@@ -151,10 +151,6 @@ def one_step(
     scores = confidence.log() + run.temperature * (1.0 - ratio) * choice
     threshold = scores.sort(-1).values.gather(-1, count.clamp(max=scores.shape[-1] - 1))
     again = scores <= threshold if rules.inclusive else scores < threshold
-    bits = {
-        "bits": jax_random.random_bits(sample_key, logits.shape),
-        "choice_bits": jax_random.random_bits(choice_key, confidence.shape),
-    }
     best = scored.topk(min(BEST, scored.shape[-1]), -1)
     return {
         "state": state,
@@ -169,7 +165,8 @@ def one_step(
         "choice_gumbel": choice,
         "scores": scores,
         "next": sampled.masked_fill(again, MASK),
-        **bits,
+        "sample_key": sample_key.data,
+        "choice_key": choice_key.data,
     }, next_key
 
 

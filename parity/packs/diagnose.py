@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from maskgit_pt.libml.jax_random import Key
 from parity.packs import arrays, decoding, mistakes, mistakes_tokenizer, networks, rounding
 from parity.packs.compare import Judge
 from parity.packs.decoding import MASK, Run
@@ -82,11 +83,18 @@ class Diagnosis:
       judge: knows the bounds.
       given: their arrays of this part.
       run: computes the same arrays of our network with some mistakes in it.
+      wider: the same with more arrays, to choose among mistakes that explain these equally well.
     """
 
     def __init__(
-        self, part: str, judge: Judge, given: Arrays, run: Callable[[Sequence[Mistake]], Arrays]
+        self,
+        part: str,
+        judge: Judge,
+        given: Arrays,
+        run: Callable[[Sequence[Mistake]], Arrays],
+        wider: "Callable[[], Diagnosis] | None" = None,
     ):
+        self.wider = wider
         self.part, self.judge, self.given, self.run = part, judge, given, run
         self.sound = self._fit(())
 
@@ -99,9 +107,11 @@ class Diagnosis:
         fits = [(mistake, fit) for mistake, fit in fits if np.isfinite(fit.distance)]
         fits.sort(key=lambda pair: pair[1].distance)
         exact = [(m, f) for m, f in fits if f.within or self._rounds_as_much((m,), f)]
+        if len(exact) > 1 and self.wider is not None:
+            return self.wider().search([mistake for mistake, _ in exact])
         if exact:
             others = [m.name for m, _ in exact[1:4]]
-            remark = f"as well explained by: {'; '.join(others)}" if others else ""
+            remark = f"what was given allows as well: {'; or '.join(others)}" if others else ""
             return self._cause((exact[0][0],), exact[0][1], True, remark)
         rounded = [(m, f) for m, f in fits if m.rounds and self._like_rounding(f)]
         if rounded:
@@ -264,24 +274,24 @@ def of_decoding(
       found: mistakes of the transformer that are known already.
     """
     runs = [run_of(row) for row in judge.pack.manifest["decoding"]]
-    given: Arrays = {}
-    for run in runs:
-        names = [name for name in theirs.arrays if name.startswith(run.prefix)]
-        given |= {name: theirs.arrays[name] for name in names}
-        if run.name in theirs.guesses and model is not None:
-            given[f"{run.prefix}guesses"] = theirs.guesses[run.name]
-    if not given:
+    steps = {name: values for name, values in theirs.arrays.items() if name.startswith("decoding.")}
+
+    def diagnosis(more_steps: int, wider: Callable[[], Diagnosis] | None = None) -> Diagnosis:
+        given = steps | ({} if model is None else _until_they_part(judge, theirs, runs, more_steps))
+
+        def compute(chosen: Sequence[Mistake]) -> Arrays:
+            stack = patched(model, chosen) if model is not None else contextlib.nullcontext()
+            values: Arrays = {}
+            with stack, torch.inference_mode():
+                for run in runs:
+                    values |= _decode(judge, run, given, model, chosen)
+            return values
+
+        return Diagnosis("decoding", judge, given, compute, wider)
+
+    first = diagnosis(2, lambda: diagnosis(max(run.num_iter for run in runs)))
+    if not first.given:
         return Cause("decoding", (), 0.0, False, "the weights are not at hand (--transformer)")
-
-    def compute(chosen: Sequence[Mistake]) -> Arrays:
-        stack = patched(model, chosen) if model is not None else contextlib.nullcontext()
-        values: Arrays = {}
-        with stack, torch.inference_mode():
-            for run in runs:
-                values |= _decode(judge, run, given, model, chosen)
-        return values
-
-    diagnosis = Diagnosis("decoding", judge, given, compute)
     of_inputs = []
     if model is not None:
         codes = judge.pack.manifest["model"]["codes"]
@@ -291,7 +301,23 @@ def of_decoding(
             together = Mistake("the mistakes of the transformer, named above",
                                lambda m: patched(m, found), _chain(found))  # fmt: skip
             of_inputs.insert(0, together)
-    return diagnosis.search([*of_inputs, *mistakes.OF_DECODING])
+    return first.search([*of_inputs, *mistakes.OF_DECODING])
+
+
+def _until_they_part(judge: Judge, theirs: Theirs, runs: list[Run], more_steps: int) -> Arrays:
+    """The guesses of the first run that differs, [S, B, N], until some steps after the difference."""
+    for run in runs:
+        guesses = theirs.guesses.get(run.name)
+        records = [] if guesses is None else judge.guesses(run, guesses)
+        step = next((i for i, record in enumerate(records) if not record.passed), None)
+        if step is None:
+            continue
+        if guesses.ndim == 3:
+            guesses = guesses.swapaxes(0, 1)[
+                run.start_iter : run.start_iter + step + 1 + more_steps
+            ]
+            return {f"{run.prefix}guesses": guesses}
+    return {}
 
 
 def _chain(found: Sequence[Mistake]) -> Callable[[np.ndarray], np.ndarray]:
@@ -317,13 +343,8 @@ def _decode(
     guesses = f"{run.prefix}guesses"
     if guesses in wanted:
         start = judge.pack.whole(f"{run.prefix}state")[0]
-        sampled = decoding.replay(run, start, network, rules)["sampled"]
-        theirs = given[guesses]
-        if theirs.ndim == 2:
-            values[guesses] = sampled[-1]
-        else:
-            before = np.repeat(start[:, None], run.start_iter, 1)
-            values[guesses] = np.concatenate([before, sampled.swapaxes(0, 1)], 1)
+        sampled = decoding.replay(run, start, network, rules, len(given[guesses]))["sampled"]
+        values[guesses] = sampled
     if set(wanted) - {guesses}:
         values |= _steps(judge, run, given, rules, network if model is not None else None)
     return values
@@ -343,7 +364,7 @@ def _steps(
     entry = pack.entries[f"{run.prefix}logits"]
     stored = None if entry.stride else pack.whole(entry.name)
     swapped = run.partitionable != rules.other_layout
-    key = decoding.Key.from_words(list(run.key), swapped)
+    key = Key.from_words(list(run.key), swapped)
     masked_at_start = torch.from_numpy((recorded[0] == MASK).sum(-1))
     found = []
     for index, step in enumerate(range(run.start_iter, run.num_iter)):

@@ -113,7 +113,10 @@ def roundings() -> list[Mistake]:
         Mistake("bfloat16 products (autocast)", rounding.autocast, rounds=True),
         Mistake("weights rounded to bfloat16", rounding.rounded_weights(torch.bfloat16), rounds=True),
         Mistake("weights rounded to float16", rounding.rounded_weights(torch.float16), rounds=True),
-        Mistake("TF32 products", rounding.tf32, rounds=True),
+        *(Mistake("TF32 products" + ("" if attention else " in linear layers and convolutions")
+                  + (", bits dropped instead of rounded" if truncate else ""),
+                  rounding.tf32(attention, truncate), rounds=True)
+          for attention in (True, False) for truncate in (False, True)),
     ]  # fmt: skip
 
 

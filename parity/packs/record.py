@@ -1,10 +1,12 @@
 """Records a pack: runs MaskGIT in JAX, in float32 and in float64, and keeps what it computed."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import platform
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,7 @@ def record_transformer(recorder: Recorder, pair: TransformerPair, ids: np.ndarra
                    given=True, whole=True)  # fmt: skip
     names = networks.stage_names(pair.ours)
     values = _transformer_values(pair, names, ids)
-    with pair.in_float64() as double:
+    with _in_float64(pair) as double:
         exact = _transformer_values(double, names, ids)
     with rounding.in_bfloat16(pair.ours):
         half = networks.transformer_arrays(pair.ours, ids)
@@ -154,6 +156,16 @@ def record_transformer(recorder: Recorder, pair: TransformerPair, ids: np.ndarra
         recorder.floats(name, f"B N {last}", values[name], about, exact[name], half[name],
                         whole=last == "V")  # fmt: skip
     _record_gradients(recorder, pair, ids)
+
+
+@contextlib.contextmanager
+def _in_float64(pair: Any) -> Iterator[Any]:
+    """The JAX side of a pair in float64; the PyTorch side, of which only the sizes count, stays."""
+    with pair.code.float64():
+        changes = {"variables": weights.to_float64(pair.variables)}
+        if isinstance(pair, TokenizerPair):
+            changes["dtype"] = jnp.float64
+        yield dataclasses.replace(pair, **changes)
 
 
 def _transformer_values(
@@ -171,7 +183,7 @@ def _record_gradients(recorder: Recorder, pair: TransformerPair, ids: np.ndarray
     recorder.exact("labels", "B N", labels, "tokens that the loss asks for; masked positions count",
                    given=True, whole=True)  # fmt: skip
     loss, gradients = _gradients(pair, ids, labels)
-    with pair.in_float64() as double:
+    with _in_float64(pair) as double:
         exact_loss, exact = _gradients(double, ids, labels)
     about = (
         "cross entropy of the code logits, label smoothing .1, mean over masked tokens and samples"
@@ -218,7 +230,7 @@ def record_tokenizer(recorder: Recorder, pair: TokenizerPair, picture: np.ndarra
     recorder.floats("images", "B H W C", images, about, given=True, whole=True)
     values = _tokenizer_values(pair, images, None)
     indices = values["tokenizer.indices"]
-    with pair.in_float64() as double:
+    with _in_float64(pair) as double:
         exact = _tokenizer_values(double, images.astype(np.float64), indices)
     with rounding.in_bfloat16(pair.ours):
         half = networks.encoder_arrays(pair.ours, images)

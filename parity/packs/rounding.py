@@ -52,30 +52,39 @@ def rounded_weights(dtype: torch.dtype) -> Callable[[nn.Module], Any]:
     return patch
 
 
-def tf32(model: nn.Module) -> contextlib.AbstractContextManager:
-    """Products of numbers rounded to TF32's 10 bits, added up in float32."""
-    return _Tf32()
+def tf32(attention: bool, truncate: bool) -> Callable[[nn.Module], Any]:
+    """Products of numbers cut to TF32's 10 bits, added up in float32.
+
+    Args:
+      attention: in attention too, not in linear layers and convolutions alone.
+      truncate: drop the other bits instead of rounding.
+    """
+    return lambda model: _Tf32(attention, truncate)
 
 
 class _Tf32(TorchFunctionMode):
+    def __init__(self, attention: bool, truncate: bool):
+        super().__init__()
+        self.attention, self.truncate = attention, truncate
+
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention:
-            query, key, value = map(_rounded, args[:3])
+        if function is F.scaled_dot_product_attention and self.attention:
+            query, key, value = map(self._cut, args[:3])
             with torch._C.DisableTorchFunction():
                 probs = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
-                return _rounded(probs) @ value
-        if function in (F.linear, F.conv2d, torch.conv2d, torch.matmul, Tensor.matmul):
-            args = (*map(_rounded, args[:2]), *args[2:])
+                return self._cut(probs) @ value
+        if function in (F.linear, F.conv2d, torch.conv2d):
+            args = (*map(self._cut, args[:2]), *args[2:])
         return function(*args, **kwargs)
 
-
-def _rounded(values: Tensor) -> Tensor:
-    """To the nearest number with 10 bits after the point; halves away from zero, as the hardware."""
-    if values.dtype != torch.float32:
-        return values
-    with torch._C.DisableTorchFunction():
-        bits = values.contiguous().view(torch.int32) + (1 << (_DROPPED_BITS - 1))
-        return (bits & -(1 << _DROPPED_BITS)).view(torch.float32)
+    def _cut(self, values: Tensor) -> Tensor:
+        """Halves away from zero, as the hardware rounds."""
+        if values.dtype != torch.float32:
+            return values
+        with torch._C.DisableTorchFunction():
+            bits = values.contiguous().view(torch.int32)
+            bits = bits if self.truncate else bits + (1 << (_DROPPED_BITS - 1))
+            return (bits & -(1 << _DROPPED_BITS)).view(torch.float32)
