@@ -29,7 +29,9 @@ The output is read back and compared with the input bit for bit before it gets i
 that a file contains is ever executed."""
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("input", None, "File or folder to convert.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "input", None, "File, folder or Hugging Face hub id to convert.", flag_values=FLAGS
+)
 flags.DEFINE_string(
     "output", None, "Folder to make or file to write, depending on --to.", flag_values=FLAGS
 )
@@ -41,7 +43,9 @@ flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("list", False, "Show the formats and what each holds.", flag_values=FLAGS)
-flags.DEFINE_string("inspect", None, "Tell what a file or folder is.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "inspect", None, "Tell what a file, a folder or a hub id is.", flag_values=FLAGS
+)
 flags.DEFINE_bool(
     "safetensors",
     False,

@@ -67,6 +67,11 @@ def locate(
     raise FileNotFoundError(f"{source}: the repository holds no weights there")
 
 
+def is_id(source: str | os.PathLike) -> bool:
+    """Whether it may be a hub id: not there as a path, and of its form."""
+    return bool(_ID.fullmatch(str(source))) and not Path(source).expanduser().exists()
+
+
 def _download(
     source: Any, repository: str, inside: str, patterns: tuple[str, ...], options: dict[str, Any]
 ) -> Path:

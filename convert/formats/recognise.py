@@ -20,7 +20,7 @@ from convert.formats.folders import weights_of
 from convert.formats.format import Format
 from convert.formats.state_dicts import StateDict
 from convert.rules import abbreviate
-from maskgit_pt import layouts
+from maskgit_pt import hub, layouts
 
 _ENOUGH = 0.5  # likeness
 
@@ -98,14 +98,14 @@ def recognise(path: str | Path, weights: str | None = None) -> Recognised:
     """Tells the format of a file or folder by its content alone.
 
     Args:
-      path: file or folder.
+      path: file or folder, or a hub id; see `hub.locate`.
       weights: "ema" or "raw", for files that hold both.
 
     Raises:
       FileNotFoundError: there is nothing.
       ValueError: no format fits; one line says what it is instead, or what comes closest.
     """
-    path = Path(path)
+    path = hub.locate(path) if hub.is_id(path) else Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if not path.is_dir() and not path.is_file():

@@ -392,6 +392,11 @@ def test_hub_ids_that_do_not_work(fake_hub, tmp_path, monkeypatch):
         Transformer.from_pretrained("owner/ours")
 
 
+def test_convert_from_the_hub(fake_hub, tmp_path):
+    summary = convert.convert("owner/muse", tmp_path / "out")
+    assert summary.input_format == "open-muse" and summary.verified
+
+
 def test_push(fake_hub, folder, tmp_path, monkeypatch, capsys):
     Transformer.from_pretrained(folder).push_to_hub("owner/new")
     files = ["README.md", "config.json", "model.safetensors"]
