@@ -156,6 +156,15 @@ class Decoding:
         return {"sampler": self.sampler.name} | dataclasses.asdict(self.sampler) | own
 
 
+# AutoNAT's names of settings -> ours, and what their lists leave out at the end.
+_AUTONAT = {
+    "manual_ratios": ("schedule", [0.0]),
+    "manual_temp": ("choice_temperature", [0.0]),
+    "manual_samp_temp": ("softmax_temperature", []),
+    "manual_cfg": ("guidance", []),
+}
+
+
 def read_strategy(path: str | os.PathLike) -> Settings:
     """Reads settings from a YAML file, where a setting may change from step to step.
 
@@ -166,6 +175,9 @@ def read_strategy(path: str | os.PathLike) -> Settings:
     - gumbel, another name of choice_temperature: the factor of the noise on the confidence, as it is;
     - softmax_temperature;
     - guidance: w, as it is.
+
+    The files of AutoNAT (LeapLabTHU/ImprovedNAT) are read as well: manual_ratios and manual_temp, which leave
+    out the last step (0), manual_samp_temp and manual_cfg.
 
     Raises:
       ValueError: no such file, no mapping of names, an unknown name, or lists of several lengths.
@@ -182,10 +194,13 @@ def read_strategy(path: str | os.PathLike) -> Settings:
         )
     names = {"mask_ratio": "schedule", "gumbel": "choice_temperature"}
     for name in found:
-        if names.get(name, name) not in NAMES:
+        if names.get(name, name) not in NAMES and name not in _AUTONAT:
             known = ", ".join([*names, *NAMES])
             raise ValueError(f"strategy {path}: no setting is called {name!r}; known: {known}")
-    settings = {names.get(name, name): value for name, value in found.items()}
+    settings = {}
+    for name, value in found.items():
+        ours, end = _AUTONAT.get(name, (names.get(name, name), []))
+        settings[ours] = value + end if isinstance(value, list) else value
     for name, value in settings.items():
         numbers = value if isinstance(value, list) else []
         if any(

@@ -18,6 +18,7 @@ from convert.formats import FORMATS, container
 from convert.formats.container import ACCEPTED, Container
 from convert.formats.folders import weights_of
 from convert.formats.format import Format
+from convert.formats.relatives import describe_relative
 from convert.formats.state_dicts import StateDict
 from convert.rules import abbreviate
 from maskgit_pt import hub, layouts
@@ -111,6 +112,9 @@ def recognise(path: str | Path, weights: str | None = None) -> Recognised:
     if not path.is_dir() and not path.is_file():
         raise ValueError(f"{path} is neither a file nor a folder")
     opened = _open(path)
+    for state in opened.candidates:
+        if what := describe_relative(state.tensors):
+            raise ValueError(f"{path} {what}")
     with _named(path, opened.packing):
         likenesses = [
             (form.likeness(state, opened), state, form)

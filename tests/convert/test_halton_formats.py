@@ -12,6 +12,7 @@ from recorded import GOLDEN, assert_close
 import convert
 from convert import formats, inspection, rules
 from convert.checkpoint import Given
+from convert.formats import relatives
 from convert.formats.container import StateDict
 from convert.formats.recognise import open_checkpoint, recognise
 from maskgit_pt import MaskGIT
@@ -248,6 +249,17 @@ def test_descendants_of_besnier(tmp_path, name):
     back = back[wrapper] if wrapper else back
     assert list(back) == list(state)
     assert all(torch.equal(back[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("relative", relatives.RELATIVES, ids=lambda relative: relative.name)
+@pytest.mark.parametrize("wrapper", [None, "state_dict"])
+def test_relatives_are_named(tmp_path, relative, wrapper):
+    state = {name: torch.zeros(4, 4) for name in sorted(relative.tensors)}
+    torch.save({wrapper: state} if wrapper else state, tmp_path / "nnet_ema.pth")
+    with pytest.raises(ValueError, match="which is not converted: it") as error:
+        recognise(tmp_path / "nnet_ema.pth")
+    assert f"nnet_ema.pth holds {relative.name}" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 # All the way -------------------------------------------------------------------------------------------

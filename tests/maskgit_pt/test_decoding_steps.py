@@ -141,6 +141,20 @@ def test_strategy(model, tmp_path):
     assert overruled.top_k == 3
 
 
+def test_strategy_of_autonat(tmp_path):
+    file = tmp_path / "strategy.yaml"
+    file.write_text(
+        "manual_ratios: [0.9, 0.4]\nmanual_temp: [2.4, 1.1]\n"
+        "manual_samp_temp: [2.9, 1.8, 0.7]\nmanual_cfg: [0.0001, 1.2, 1.5]\n"
+    )
+    options = Decoding.create(strategy=file)
+    assert options.sampler == create(
+        "official", steps=3, schedule=[0.9, 0.4, 0.0], choice_temperature=[2.4, 1.1, 0.0]
+    )
+    assert options.softmax_temperatures() == [2.9, 1.8, 0.7]
+    assert options.guidance_weights(256) == [0.0001, 1.2, 1.5]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
