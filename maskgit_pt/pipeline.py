@@ -249,7 +249,7 @@ class MaskGIT(HubMixin):
           box: top, left, height, width in pixels: what to regenerate; or
           mask: uint8 or bool [H, W] of the picture's size, 128 and more (True) where to regenerate; or
           extend: pixels to add at the top, right, bottom and left, to be filled in (outpainting).
-          seed, rng, first_index, return_steps, **decoding: as in `generate`; the default is official, 12
+          seed, rng, first_index, return_steps, decoding: as in `generate`; the default is official, 12
             steps from step 2 on.
 
         Returns:

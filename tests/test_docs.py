@@ -161,3 +161,18 @@ def run(program: str, arguments: list[str], monkeypatch) -> int:
     monkeypatch.setattr("sys.argv", [program, *arguments])
     module, _, function = programs()[program].partition(":")
     return getattr(importlib.import_module(module), function)()
+
+
+def test_the_sampler_of_the_house_works():
+    """What docs/house.md shows as a new sampler runs."""
+    from recorded import load_tiny
+
+    from maskgit_pt import MaskGIT
+
+    scope = {}
+    exec(compile(blocks(ROOT / "docs" / "house.md", "python")[0], "house.md", "exec"), scope)
+    model = MaskGIT(load_tiny("transformer"), load_tiny("tokenizer"))
+    sampler = scope["RowsSampler"](steps=model.num_tokens)
+    masks = model.generate([1], sampler=sampler, return_steps=True).masks[0]  # [S, h, w]
+    for step, mask in enumerate(masks.flatten(1)):
+        assert mask.tolist() == [False] * (step + 1) + [True] * (model.num_tokens - step - 1)

@@ -54,7 +54,9 @@ def fit(features: Features) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances (Dowson & Landau 1982).
+    """Returns the Fréchet distance of two Gaussians (Dowson & Landau 1982).
+
+    That is ``|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2))``, A and B being the covariances.
 
     The eigenvalues of A B are the squared singular values of A^(1/2) B^(1/2), so that the last trace is the
     sum of these singular values. Unlike the square root of the product, which may not exist or be complex

@@ -1,0 +1,50 @@
+"""Writes `tensor_tables.md` from the conversion tables, so that the page cannot differ from the code."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from convert.formats import FORMATS
+from convert.formats.format import own_rows
+from convert.rows import Rows
+from maskgit_pt import VQVAE, Transformer
+from maskgit_pt.configs import vqgan_config
+
+_LATER = re.compile(r"\.(res_blocks|layers|block|upsample_convs|down|up|mid)\.[1-9]\d*\b")
+
+
+def table(rows: Rows, title: str) -> str:
+    """One table; of numbered parts only the first is shown."""
+    lines = [f"| {title} | official tensors | transform |", "|---|---|---|"]
+    for name, row in rows.items():
+        if not _LATER.search(name):
+            officials = " + ".join(f"`{official}`" for official in row.officials) or "none"
+            lines.append(f"| `{name}` | {officials} | {row.transform.name} |")
+    return "\n".join(lines)
+
+
+def published() -> dict[str, tuple[str, dict]]:
+    """Google's models: heading -> kind and configuration."""
+    with torch.device("meta"):
+        transformer = Transformer(2025, 768, 24, 16, max_position_embeddings=257)
+        tokenizer = VQVAE(vqgan_config.get_config())
+    return {
+        "Google's transformer": ("transformer", transformer.to_config()),
+        "Google's tokenizer": ("tokenizer", tokenizer.to_config()),
+    }
+
+
+def write(path: Path) -> None:
+    """Writes the page."""
+    parts = []
+    for heading, (kind, config) in published().items():
+        parts.append(f"## {heading}\n\n{table(own_rows(kind, config), 'PyTorch, here')}\n")
+        for form in FORMATS:
+            if kind in form.KINDS and form.NAME not in ("safetensors", "flax") and form.READS:
+                try:
+                    rows = form.rows_of_model(kind, config)
+                except (ValueError, NotImplementedError):
+                    continue
+                parts.append(f"### {form.NAME}: {form.DESCRIPTION}\n\n{table(rows, form.NAME)}\n")
+    path.write_text("\n".join(parts), encoding="utf-8")
