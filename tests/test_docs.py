@@ -54,6 +54,10 @@ def flag_values(program: str, arguments: list[str]):
     module = importlib.import_module(programs()[program].partition(":")[0])
     if module is train_command:
         return module.make_flags(arguments)
+    if program == "maskgit-parity" and arguments[:1] in (["record"], ["check"]):
+        from parity.packs import command
+
+        return {"record": command.RECORD, "check": command.CHECK}[arguments[0]]
     return module.FLAGS
 
 
