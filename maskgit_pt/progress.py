@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -40,10 +41,13 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
+    @property
+    def on_step(self) -> Callable[[State], None] | None:
+        """What to call after a step; None where steps are not seen, so that they can be one piece of work."""
+        return self.step if self._by_step else None
+
     def step(self, state: State) -> None:
         """One step of a batch is done."""
-        if not self._by_step:
-            return
         images = len(state.guess)
         if self._tell:
             self._tell = False

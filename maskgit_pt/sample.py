@@ -217,7 +217,7 @@ def _sample(job: Job, model, batch: list[Sample], rng: Rng, options: Decoding, e
         "tokens": None if edit is None else edit.tokens.expand(len(batch), -1),
         "return_steps": job.asked.show_steps,
         "clip": edit is None,
-        "on_step": bar.step,
+        "on_step": bar.on_step,
     }
     if rng is not None:
         return model.sample(labels, rng, options, **others)

@@ -40,6 +40,7 @@ from torch.utils import _pytree
 Device = torch.device | str | None  # where a draw is made; None: where the key is
 
 _WORD = 0xFFFFFFFF  # the largest 32-bit word
+_FEW = 8  # keys that are split in plain integers
 _PARITY = 0x1BD11BDA  # the constant of Threefry's key schedule
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 # Elements of a chunk on a CPU. Operations on at most 2**15 elements stay on the calling thread; the
@@ -128,12 +129,26 @@ def PRNGKey(seed: int, partitionable: bool = False) -> Key:  # noqa: N802 (JAX's
 def split(key: Key, num: int = 2) -> Key:
     """`num` new keys: data [num, 2]."""
     num = _size(key, (num,), words=2)
+    if 0 < num <= _FEW and key.data.device.type == "cpu" and not torch.compiler.is_compiling():
+        return Key(torch.tensor(_split_on_host(key, num)), key.partitionable)
     first, second = _threefry(_words_of(key), *_counters(key, 0, num, 2 * num))
     if key.partitionable:
         pairs = torch.stack([first, second], dim=-1)
     else:
         pairs = torch.cat([first, second]).reshape(num, 2)
     return Key(pairs.to(torch.int64) & _WORD, key.partitionable)
+
+
+def _split_on_host(key: Key, num: int) -> list[list[int]]:
+    """`split` in plain integers: for a few keys, a hundred tensor operations take longer."""
+    if key.data.shape != (2,):
+        raise ValueError(f"key data of shape {list(key.data.shape)}: need one key, shape [2]")
+    k0, k1 = key.data.tolist()
+    if key.partitionable:
+        return [list(_threefry_of_integers(k0, k1, 0, i)) for i in range(num)]
+    pairs = [_threefry_of_integers(k0, k1, i, i + num) for i in range(num)]
+    words = [first for first, _ in pairs] + [second for _, second in pairs]
+    return [words[i : i + 2] for i in range(0, 2 * num, 2)]
 
 
 def fold_in(key: Key, data: int) -> Key:
@@ -224,6 +239,11 @@ def uniform_stream(keys: Key, start: int, stop: int, device: Device = None) -> T
     """
     data = keys.data.to(device=device, dtype=torch.int32, non_blocking=True)
     index = torch.arange(start, stop, device=data.device)
+    return stream_at(data, index)
+
+
+def stream_at(data: Tensor, index: Tensor) -> Tensor:
+    """`uniform_stream` of key words int32 [B, 2] at positions int64 [n]: float32 [B, n]."""
     counters = (index >> 32).to(torch.int32), index.to(torch.int32)
     first, second = _threefry((data[:, :1], data[:, 1:]), *counters)
     return _unit32(first ^ second)
@@ -264,6 +284,19 @@ def _threefry(key_words: tuple[Tensor, Tensor], x0: Tensor, x1: Tensor) -> tuple
             x1 = wrapped.add_(x1, alpha=1 << rotation).bitwise_xor_(x0)
         x0 += schedule[(group + 1) % 3]
         x1 += schedule[(group + 2) % 3] + (group + 1)
+    return x0, x1
+
+
+def _threefry_of_integers(k0: int, k1: int, x0: int, x1: int) -> tuple[int, int]:
+    """`_threefry` of one block."""
+    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x0, x1 = x0 + k0 & _WORD, x1 + k1 & _WORD
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x0 = x0 + x1 & _WORD
+            x1 = (x1 << rotation & _WORD | x1 >> 32 - rotation) ^ x0
+        x0 = x0 + schedule[(group + 1) % 3] & _WORD
+        x1 = x1 + schedule[(group + 2) % 3] + group + 1 & _WORD
     return x0, x1
 
 

@@ -6,8 +6,9 @@
   in its batch.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -33,25 +34,67 @@ class Noise(Protocol):
 
 
 class JaxNoise:
-    """JAX's draws: every draw uses the second half of `split(key)`, the first half is the next key."""
+    """JAX's draws: every draw uses the second half of `split(key)`, the first half is the next key.
+
+    Args:
+      key: the key.
+      compiled: let `torch.compile` make one kernel of each draw, which otherwise is a hundred small ones.
+    """
 
     covers_class_token = True  # the official code draws for the class position as well
 
-    def __init__(self, key: Key):
-        self.key = key
+    def __init__(self, key: Key, compiled: bool = False):
+        self.key, self.compiled = key, compiled
 
     def _next(self) -> Key:
         self.key, key = jax_random.split(self.key)
         return key
 
+    def ahead(self, draws: int) -> Key:
+        """The keys of so many draws, data [draws, 2]; the noise itself stays where it is."""
+        later = JaxNoise(self.key)
+        data = [later._next().data for _ in range(draws)]
+        return Key(torch.stack(data), self.key.partitionable)
+
     def uniform(self, shape: Shape, device: torch.device) -> Tensor:
-        return jax_random.uniform(self._next(), shape, device=device)
+        draw = _maybe_compiled(jax_random.uniform, self.compiled)
+        return draw(self._next(), shape, device=device)
 
     def gumbel(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return jax_random.gumbel(self._next(), shape, dtype, device)
+        draw = _maybe_compiled(jax_random.gumbel, self.compiled)
+        return draw(self._next(), shape, dtype, device)
 
     def categorical(self, logits: Tensor, probs: Tensor) -> Tensor:
-        return jax_random.categorical(self._next(), logits)
+        draw = _maybe_compiled(jax_random.categorical, self.compiled)
+        return draw(self._next(), logits)
+
+
+class PreparedJaxNoise(JaxNoise):
+    """`JaxNoise` with the keys of all draws made beforehand, e.g. on a GPU.
+
+    Args:
+      keys: of `JaxNoise.ahead`.
+      compiled: as in `JaxNoise`.
+    """
+
+    def __init__(self, keys: Key, compiled: bool = False):
+        super().__init__(keys, compiled)
+        self._used = 0
+
+    def _next(self) -> Key:
+        if self._used == len(self.key):
+            raise IndexError(f"keys of {self._used} draws were prepared, and one more is wanted")
+        self._used += 1
+        return self.key[self._used - 1]
+
+
+@functools.cache
+def _compile(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=False)
+
+
+def _maybe_compiled(function: Callable, compiled: bool) -> Callable:
+    return _compile(function) if compiled else function
 
 
 class TorchNoise:
@@ -80,25 +123,41 @@ class SampleNoise:
 
     Args:
       keys: one a sample, data [B, 2]; see `sample_noise`.
+      compiled: as in `JaxNoise`.
     """
 
     _DRAWS_AHEAD = 16  # threefry is many small operations: ask for many numbers at a time
 
-    def __init__(self, keys: Key):
-        self.keys = keys
-        self._position = 0  # in the streams
+    def __init__(self, keys: Key, compiled: bool = False):
+        self.keys, self.compiled = keys, compiled
+        self._position = 0  # in the streams, behind what is drawn ahead
         self._ahead: Tensor | None = None  # [B, numbers], not yet used
+
+    @property
+    def position(self) -> int:
+        """The number of the next number in the streams."""
+        return self._position - (0 if self._ahead is None else self._ahead.shape[1])
+
+    def skip_to(self, position: int) -> None:
+        """Goes on from there."""
+        self._position, self._ahead = position, None
 
     def uniform(self, shape: Shape, device: torch.device) -> Tensor:
         count = torch.Size(shape[1:]).numel()
         if self._ahead is None or self._ahead.shape[1] < count:
-            used = 0 if self._ahead is None else self._ahead.shape[1]
-            start = self._position - used  # of what is still unused
+            start = self.position
             stop = start + self._DRAWS_AHEAD * count
-            self._ahead = jax_random.uniform_stream(self.keys, start, stop, device)
+            self._ahead = self._draw(start, stop, device)
             self._position = stop
         numbers, self._ahead = self._ahead[:, :count], self._ahead[:, count:]
         return numbers.reshape(shape)
+
+    def _draw(self, start: int, stop: int, device: torch.device) -> Tensor:
+        if not self.compiled:
+            return jax_random.uniform_stream(self.keys, start, stop, device)
+        # Where in the stream is a tensor here, so that one compilation serves everywhere.
+        data = self.keys.data.to(device=device, dtype=torch.int32, non_blocking=True)
+        return _compile(jax_random.stream_at)(data, torch.arange(start, stop, device=device))
 
     def gumbel(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
         u = self.uniform(shape, device).to(dtype).clamp_min(torch.finfo(torch.float32).tiny)

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from maskgit_pt.graphs import to_device
 from maskgit_pt.libml import mask_schedule
 from maskgit_pt.libml.rng import Noise, Rng, noise_of
 
@@ -45,6 +47,11 @@ class State:
     unknown: Tensor
     guess: Tensor
     plan: Any = None
+
+    def to(self, device: torch.device) -> "State":
+        """The same on another device, without waiting for the copies."""
+        fields = (self.tokens, self.unknown, self.guess, self.plan)
+        return State(*pytree.tree_map_only(Tensor, lambda x: to_device(x, device), fields))
 
 
 def check_choice_temperature(value: float | list[float], steps: int) -> None:
@@ -114,6 +121,7 @@ class Sampler(abc.ABC):
     name: str  # on the command line
     steps: int
     more_steps_than_tokens = False  # whether that makes sense
+    draws_at_start = False  # whether `start` uses the noise
 
     def begin(self, tokens: Tensor) -> State:
         """The state before the first step; masked tokens are unknown."""
@@ -149,6 +157,7 @@ class Sampler(abc.ABC):
         rng: Rng,
         start_step: int = 0,
         num_codes: int | None = None,
+        device: torch.device | None = None,
     ) -> Iterator[State]:
         """Yields the state after every step; nothing where no step has something to do.
 
@@ -159,19 +168,36 @@ class Sampler(abc.ABC):
           start_step: the first step to do; above 0 for editing, where part of the image is known.
           num_codes: the size of the codebook; a network may have logits beyond it. Only some samplers need
             to know it.
+          device: where to decode. Default: where the tokens are. With tokens on the CPU a GPU is never
+            waited for, not even for what is worked out before the first step.
 
         Raises:
           ValueError: `tokens` is not 2-D, or not 0 <= start_step < steps.
         """
+        noise = noise_of(rng)
+        if self.draws_at_start and device is not None:
+            tokens = to_device(tokens, device)
+        state, last = self.prepare(tokens, start_step, noise, num_codes)
+        yield from self.decide(state.to(device or tokens.device), predict, noise, start_step, last)
+
+    def prepare(
+        self, tokens: Tensor, start_step: int, noise: Noise, num_codes: int | None
+    ) -> tuple[State, int]:
+        """The state before the first step, where the tokens are, and the number of the last step."""
         if tokens.ndim != 2:
             raise ValueError(f"tokens has shape {list(tokens.shape)}; accepted: [B, h*w]")
         if not 0 <= start_step < self.steps:
             raise ValueError(
                 f"start_step is {start_step}; accepted: 0 to steps - 1 = {self.steps - 1}"
             )
-        noise = noise_of(rng)
         state = self.start(tokens, noise, num_codes)
-        for step in range(start_step, self.last_step(state, start_step) + 1):
+        return state, self.last_step(state, start_step)
+
+    def decide(
+        self, state: State, predict: Predict, noise: Noise, first_step: int, last_step: int
+    ) -> Iterator[State]:
+        """Yields the state after each of these steps; never waits for the device."""
+        for step in range(first_step, last_step + 1):
             logits = predict(state.tokens, step)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             state = self.step(state, logits, step, noise)

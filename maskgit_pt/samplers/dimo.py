@@ -29,6 +29,7 @@ class DimoSampler(Sampler):
     embedding_noise: float = setting(0.1, "Normal noise on the embeddings.", least=0)
 
     name = "dimo"
+    draws_at_start = True
 
     def __post_init__(self):
         if self.steps != 1:

@@ -37,7 +37,7 @@ class MomentHaltonSampler(MomentSampler):
             raise ValueError(f"explore is {self.explore}; accepted: 0 to 1")
 
     def _choose(self, scores: Tensor, count: Tensor, unknown: Tensor) -> Tensor:
-        order = halton_place(scores.shape[1]).to(scores.device, non_blocking=True)
+        order = halton_place(scores.shape[1], scores.device)
         order = -order.to(scores.dtype).expand_as(scores)
         by_order = (self.explore * count).long()  # [B, 1]
         explored = places(order.masked_fill(~unknown, -torch.inf)) < by_order

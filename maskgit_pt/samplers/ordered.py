@@ -108,15 +108,18 @@ class HaltonSampler(OrderedSampler):
 
     def order(self, shape: torch.Size, noise: Noise, device: torch.device) -> Tensor:
         B, n = shape
-        place = halton_place(n).to(device, non_blocking=True)
+        place = halton_place(n, device)
         if self.shift:
             start = (noise.uniform((B, 1), device) * n).long()  # [B, 1]
             place = (place + start) % n
         return place.float()
 
 
-def halton_place(tokens: int) -> Tensor:
+@functools.cache
+def halton_place(tokens: int, device: torch.device) -> Tensor:
     """The place of each position in the Halton order, int64 [tokens].
+
+    It is made once for each device, so that no step copies it there.
 
     Raises:
       ValueError: the tokens are no square image.
@@ -124,7 +127,8 @@ def halton_place(tokens: int) -> Tensor:
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise ValueError(f"the Halton order is for square images; {tokens} tokens are not one")
-    return halton_order(side).argsort()
+    with torch.inference_mode(False):
+        return halton_order(side).argsort().to(device)
 
 
 def halton_order(side: int) -> Tensor:

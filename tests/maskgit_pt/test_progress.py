@@ -1,9 +1,11 @@
 """The bar moves with every step, and a long wait is announced."""
 
 import pytest
+import torch
 
 from maskgit_pt import progress
 from maskgit_pt.progress import Progress, duration
+from maskgit_pt.samplers import State
 
 
 @pytest.fixture
@@ -14,12 +16,18 @@ def clock(monkeypatch):
     return now
 
 
+def after(images):
+    """A sampler's state of so many images."""
+    tokens = torch.zeros(images, 1, dtype=torch.int64)
+    return State(tokens, tokens < 0, tokens)
+
+
 def test_the_bar_moves_with_every_step():
     with Progress(4, 6, by_step=True, shown=True) as bar:
         seen = []
         for _ in range(2):
             for _ in range(6):
-                bar.step(2)
+                bar.step(after(2))
                 seen.append(bar._bar.n)
             bar.finish(2)
             seen.append(bar._bar.n)
@@ -30,7 +38,7 @@ def test_the_bar_moves_with_every_step():
 def test_samplers_that_stop_early_or_do_more():
     with Progress(2, 2, by_step=True, shown=True) as bar:
         for _ in range(9):
-            bar.step(1)
+            bar.step(after(1))
         assert bar._bar.n <= 1
         bar.finish(1)
         bar.finish(1)
@@ -46,7 +54,7 @@ def test_a_long_wait_is_announced(clock, capsys, seconds, by_step, shown, told):
     with Progress(8, 14, by_step=by_step, shown=shown) as bar:
         for _ in range(3):
             clock[0] += seconds
-            bar.step(1)
+            bar.step(after(1))
     error = capsys.readouterr().err
     assert error.count("expected time") == told
     assert "about 21 min for 8 images of 14 steps" in error or not told  # 10 s x 16 x 8
