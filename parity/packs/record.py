@@ -1,12 +1,11 @@
 """Records a pack: runs MaskGIT in JAX, in float32 and in float64, and keeps what it computed."""
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import safetensors.numpy
 import convert
 from convert import inspection
 from parity import pairs, weights
+from parity.bounds import FLOAT32
 from parity.checks import transformer as checks_transformer
 from parity.jax_code import jit
 from parity.layers import nhwc
@@ -120,7 +120,7 @@ def record(
         progress("transformer: layers, logits, gradients in float32 and float64")
         ids = checks_transformer.make_ids(subject.transformer, options.batch_size, options.seed)
         recorder = Recorder("transformer.safetensors", limit)
-        record_transformer(recorder, subject.transformer, ids)
+        record_transformer(recorder, subject.transformer, ids, subject.full_size)
         found += recorder.found
     if subject.tokenizer is not None:
         progress("tokenizer: maps, indices, images in float32 and float64")
@@ -140,14 +140,15 @@ def record(
     pack.write(folder, manifest, found)
 
 
-def record_transformer(recorder: Recorder, pair: TransformerPair, ids: np.ndarray) -> None:
+def record_transformer(
+    recorder: Recorder, pair: TransformerPair, ids: np.ndarray, full_size: bool
+) -> None:
     """Inputs, every layer's output, logits, loss and gradients."""
     recorder.exact("ids", "B N", ids, "input of the transformer: codes, classes from K on, -1 masked",
                    given=True, whole=True)  # fmt: skip
     names = networks.stage_names(pair.ours)
     values = _transformer_values(pair, names, ids)
-    with _in_float64(pair) as double:
-        exact = _transformer_values(double, names, ids)
+    exact = _exactly(pair, lambda double: _transformer_values(double, names, ids))
     with rounding.in_bfloat16(pair.ours):
         half = networks.transformer_arrays(pair.ours, ids)
     for name in values:
@@ -155,17 +156,16 @@ def record_transformer(recorder: Recorder, pair: TransformerPair, ids: np.ndarra
         about = "logits of codes, classes and mask" if last == "V" else "output of this layer"
         recorder.floats(name, f"B N {last}", values[name], about, exact[name], half[name],
                         whole=last == "V")  # fmt: skip
-    _record_gradients(recorder, pair, ids)
+    _record_gradients(recorder, pair, ids, full_size)
 
 
-@contextlib.contextmanager
-def _in_float64(pair: Any) -> Iterator[Any]:
-    """The JAX side of a pair in float64; the PyTorch side, of which only the sizes count, stays."""
+def _exactly(pair: Any, compute: Callable[[Any], Any]) -> Any:
+    """`compute` of the pair with its JAX side in float64; the PyTorch side, just sizes, stays."""
     with pair.code.float64():
         changes = {"variables": weights.to_float64(pair.variables)}
         if isinstance(pair, TokenizerPair):
             changes["dtype"] = jnp.float64
-        yield dataclasses.replace(pair, **changes)
+        return compute(dataclasses.replace(pair, **changes))
 
 
 def _transformer_values(
@@ -178,25 +178,36 @@ def _transformer_values(
     return values | {"transformer.logits": found[head]}
 
 
-def _record_gradients(recorder: Recorder, pair: TransformerPair, ids: np.ndarray) -> None:
+def _record_gradients(
+    recorder: Recorder, pair: TransformerPair, ids: np.ndarray, full_size: bool
+) -> None:
+    """Loss and gradients; at full size without float64, which would take 10 GB: bounds as in parity."""
     labels = np.random.default_rng(2).integers(0, pair.codes, ids.shape).astype(np.int32)
     recorder.exact("labels", "B N", labels, "tokens that the loss asks for; masked positions count",
                    given=True, whole=True)  # fmt: skip
     loss, gradients = _gradients(pair, ids, labels)
-    with _in_float64(pair) as double:
-        exact_loss, exact = _gradients(double, ids, labels)
+    scale = max(float(np.abs(value).max()) for value in gradients.values())
+    exact: dict[str, Any] = {}
+    bounds: dict[str, Any] = {"bounds": {"float32": FLOAT32.loss}}
+    if not full_size:
+        exact_loss, exact = _exactly(pair, lambda double: _gradients(double, ids, labels))
+        bounds = {"exact": exact_loss}
     about = (
         "cross entropy of the code logits, label smoothing .1, mean over masked tokens and samples"
     )
-    recorder.floats("transformer.loss", "", loss, about, exact_loss, whole=True)
-    scale = max(float(np.abs(value).max()) for value in exact.values())
+    recorder.floats("transformer.loss", "", loss, about, whole=True, **bounds)
     for name, value in gradients.items():
-        off = arrays.largest(value, exact[name])
+        facts: dict[str, Any] = {}
         # A gradient that is zero in exact arithmetic is rounding of the others' scale.
-        bound = arrays.FACTOR * max(off, 2e-8 * scale)
+        if name in exact:
+            facts["rounding"] = arrays.largest(value, exact[name])
+            bound = arrays.FACTOR * max(facts["rounding"], 2e-8 * scale)
+        else:
+            of_all, of_own = FLOAT32.gradients
+            bound = of_all * scale + of_own * float(np.abs(value).max())
         recorder.floats(
             f"transformer.gradients.{name}", " ".join("P" * value.ndim), value,
-            "gradient of the loss", rounding=off, bounds={"float32": bound},
+            "gradient of the loss", bounds={"float32": bound}, **facts,
         )  # fmt: skip
 
 
@@ -230,8 +241,9 @@ def record_tokenizer(recorder: Recorder, pair: TokenizerPair, picture: np.ndarra
     recorder.floats("images", "B H W C", images, about, given=True, whole=True)
     values = _tokenizer_values(pair, images, None)
     indices = values["tokenizer.indices"]
-    with _in_float64(pair) as double:
-        exact = _tokenizer_values(double, images.astype(np.float64), indices)
+    exact = _exactly(
+        pair, lambda double: _tokenizer_values(double, images.astype(np.float64), indices)
+    )
     with rounding.in_bfloat16(pair.ours):
         half = networks.encoder_arrays(pair.ours, images)
         half |= networks.decoder_arrays(pair.ours, indices)
