@@ -388,6 +388,8 @@ class MaskGIT(HubMixin):
         """
         if tokens is None:
             tokens = torch.full((len(labels), self.num_tokens), samplers.base.MASK)
+        elif not options.sampler.can_edit:
+            raise ValueError(f"the sampler {options.sampler.name!r} cannot keep known tokens")
         whole = self._whole is not None and not return_steps and on_step is None
         if whole and self._whole.takes(rng, options):
             guess, images = self._whole.decode(labels, tokens, rng, options, clip)

@@ -129,7 +129,7 @@ def _check_usage(job: Job, given: set[str]) -> None:
         raise UsageError("--tokenizer belongs to --model or to --images")
     if asked.save_statistics and not measure.reference:
         raise UsageError("--save_statistics needs --reference")
-    of_model = [*decoding.NAMES, "labels", "seed", "compile"]
+    of_model = [*decoding.NAMES, "strategy", "labels", "seed", "compile"]
     foreign = [name for name in of_model if name in given and not models.model]
     if foreign:
         raise UsageError(f"--{foreign[0]} belongs to --model")

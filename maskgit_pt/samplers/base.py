@@ -122,6 +122,7 @@ class Sampler(abc.ABC):
     steps: int
     more_steps_than_tokens = False  # whether that makes sense
     draws_at_start = False  # whether `start` uses the noise
+    can_edit = True  # whether it can start from an image that is known in part
 
     def begin(self, tokens: Tensor) -> State:
         """The state before the first step; masked tokens are unknown."""

@@ -30,6 +30,7 @@ class DimoSampler(Sampler):
 
     name = "dimo"
     draws_at_start = True
+    can_edit = False
 
     def __post_init__(self):
         if self.steps != 1:
@@ -39,7 +40,6 @@ class DimoSampler(Sampler):
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted: 0 to 1")
 
     def start(self, tokens: Tensor, noise: Noise, num_codes: int | None) -> State:
-        """Raises ValueError if tokens are known, which this sampler cannot keep."""
         if num_codes is None:
             raise ValueError(f"the sampler {self.name!r} needs the number of codes")
         B, n = tokens.shape

@@ -109,6 +109,8 @@ def test_dimo_as_a_command_has_it():
     alone = model.generate([3], sampler="dimo", first_index=2)
     assert torch.equal(alone.tokens[0], result.tokens[2])
     assert result.masks.shape == (3, 1, 4, 4)
+    with pytest.raises(ValueError, match="the sampler 'dimo' cannot keep known tokens"):
+        model.edit(torch.rand(3, 16, 16), [1], box=(4, 4, 4, 4), sampler="dimo")
     google = MaskGIT(load_tiny("transformer"), load_tiny("tokenizer"))
     with pytest.raises(ValueError, match="embedding_noise is 0.1; accepted with a Transformer: 0"):
         google.generate([1], sampler="dimo")

@@ -13,6 +13,7 @@ from torch import nn
 from maskgit_pt.nets import halton_transformer
 from maskgit_pt.nets.halton_transformer import PUBLISHED_HEADS, HaltonTransformer
 from maskgit_pt.pretrained import without_values
+from maskgit_pt.samplers.confidence_2025 import SCHEDULES
 
 FLOAT32, FLOAT64 = 2e-5, 1e-12  # relative to the largest logit, about 10
 MANIFEST = json.loads((FOLDER / "manifest_transformer.json").read_text())
@@ -137,6 +138,18 @@ def test_full_size(file):
     assert shapes.pop("head.weight") == shapes["tok_emb.weight"]
     ours = {name: list(value.shape) for name, value in model.state_dict().items()}
     assert list(ours.items()) == list(shapes.items())  # in the order of the file
+
+
+def test_masks_of_training():
+    """What the uniform numbers lead to; the shares are one minus those that sampling decides."""
+    vectors = recorded("training")
+    for mode, share in SCHEDULES.items():
+        masked = 1 - share(torch.from_numpy(vectors["mask_modes_r"]))
+        ours = torch.from_numpy(vectors["mask_modes_u"]) < masked[:, None, None]
+        assert np.array_equal(ours.numpy(), vectors[f"mask_{mode}"]), mode
+    masked = 1 - SCHEDULES["arccos"](torch.from_numpy(vectors["r"]))
+    ours = vectors["u_mask"] < masked[:, None, None].numpy()
+    assert np.array_equal(np.where(ours, MASK, vectors["code"]), vectors["masked_code"])
 
 
 def test_training_step():
