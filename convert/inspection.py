@@ -113,6 +113,7 @@ PUBLISHED = (
         }.items()
     ),
     Published("llamagen_vq", {}, "LlamaGen vq_ds16_c2i.pt"),
+    Published("llamagen_vq", {"channel_multipliers": [1, 2, 2, 4]}, "LlamaGen vq_ds8_c2i.pt"),
     Published(
         "besnier_transformer", {"latent_features": 128}, "students of Di4C (sony/di4c), 256 px"
     ),

@@ -232,7 +232,7 @@ def resolve(settings: Settings) -> Settings:
     found = Decoding.create(**settings).describe()
     if not found["start_step"]:
         del found["start_step"]
-    if not found["guidance"]:
+    if not found["guidance"] or isinstance(found["guidance"], list):
         del found["guidance_schedule"]
     if found.get("choice", "linear") != "linear":
         del found["choice_temperature"]  # the other choices have none

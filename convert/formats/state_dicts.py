@@ -134,7 +134,7 @@ def _collect(tree: Mapping[Any, Any], wrapper: str | None, found: Contents, dept
             continue  # told as a whole, by its own key
         if _is_plain(value) and isinstance(key, str) and len(found.values) < _MAX_VALUES:
             found.values[found.key_of(key)] = value
-        else:
+        elif value is not None:  # None is nothing that could be left out
             found.left_out[found.key_of(key)] = describe(value)
     return len(found.candidates) > before
 

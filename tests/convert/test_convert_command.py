@@ -192,7 +192,7 @@ def test_modes_exclude_each_other(run, miniature):
 PUBLISHED_PARAMETERS = [
     172_457_193, 173_047_017, 54_515_587, 174_160_874, 176_306_666, 72_141_699,
     23_031_425, 69_344_769, 142_224_641, 69_508_609, 142_470_401, 479_984_641,
-    71_948_939,  # with the 65,536 numbers of its record
+    71_948_939, 70_175_371,  # with the 65,536 numbers of their record
     174_620_906,
 ]  # fmt: skip
 

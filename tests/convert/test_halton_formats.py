@@ -47,6 +47,7 @@ def test_there_and_back(published, tmp_path, name):
     form, heads, wrapper = FILES[name]
     summary = convert.convert(published / name, tmp_path / "ours", num_heads=heads)
     assert summary.input_format == form and summary.verified
+    assert not any("optimizer" in warning for warning in summary.warnings)  # there is none in it
     convert.convert(tmp_path / "ours", tmp_path / "back", to=form)
     before, after = load(published / name), load(tmp_path / "back")
     assert list(before) == list(after)

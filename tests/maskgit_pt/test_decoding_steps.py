@@ -7,7 +7,7 @@ import torch
 from recorded import load_tiny
 
 from maskgit_pt import MaskGIT
-from maskgit_pt.decoding import Decoding, read_strategy
+from maskgit_pt.decoding import Decoding, read_strategy, resolve
 from maskgit_pt.libml import jax_random
 from maskgit_pt.libml.rng import TorchNoise, normal, sample_noise
 from maskgit_pt.libml.truncation import TruncatedNoise
@@ -137,6 +137,8 @@ def test_strategy(model, tmp_path):
     assert options.sampler.name == "confidence" and options.top_k == 8
     assert options.guidance_weights(16) == [0, 0.5, 1, 2]
     assert torch.equal(tokens_of(model, strategy=file), tokens_of(model, **settings))
+    assert "guidance_schedule" not in resolve(settings)  # a list is as it is
+    assert resolve(settings) == resolve(settings | {"guidance": [0.0, 0.5, 1.0, 2.0]})
     overruled = Decoding.create(strategy=file, top_k=3)
     assert overruled.top_k == 3
 
