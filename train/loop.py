@@ -19,12 +19,14 @@ from maskgit_pt.launch import Processes
 from train import export, randomness, settings
 from train.run.checkpoints import Checkpoints
 from train.run.lock import claim
-from train.run.metrics import Reporter
+from train.run.metrics import Rates, Reporter
+from train.run.profiles import Profile
 from train.run.state import TrainState
 from train.tasks.autoencoding import Autoencoding
 from train.tasks.base import Task
 from train.tasks.flops import matrix_rate
 from train.tasks.masked_tokens import MaskedTokens
+from train.tasks.peaks import peak_of
 
 TASKS: dict[str, type[Task]] = {"masked_tokens": MaskedTokens, "autoencoding": Autoencoding}
 
@@ -74,15 +76,16 @@ def _train(
     state = task.state
     checkpoints = Checkpoints(run, config.keep_checkpoints, processes)
     resumed = checkpoints.restore(state)
-    peak = _peak(config, task, processes)
+    rates = _rates(config, task, processes)
     last = config.num_train_steps
     reporter = Reporter(
-        run, processes, state.step, last, config.batch_size, task.work_per_image, peak
+        run, processes, state.step, last, config.batch_size, task.work_per_image, rates
     )
     if resumed:
         reporter.write(f"going on from step {state.step}")
     guard = _FiniteGuard(processes.device)
     stop = _Stop()
+    profile = Profile(config, run, processes)
     batches = task.load(state.step, last)
     try:
         while state.step < last:
@@ -97,7 +100,9 @@ def _train(
                 break
             step = state.step
             torch.manual_seed(_dropout_seed(config.seed, step, processes.rank))
+            profile.before(step)
             guard.watch(task.step(batch, step), step)
+            profile.after(step)
             state.step = done = step + 1
             reporter.advance()
             log = _every(config.log_every_steps, done, last)
@@ -122,6 +127,7 @@ def _train(
     finally:
         batches.close()
         stop.restore()
+        profile.close()
         reporter.close()
     return state
 
@@ -135,12 +141,13 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(randomness.generator(seed, "dropout", step, rank).integers(2**63))
 
 
-def _peak(config: ml_collections.ConfigDict, task: Task, processes: Processes) -> float:
-    """The matrix rate that MFU is a share of; 0 where nobody will ask."""
+def _rates(config: ml_collections.ConfigDict, task: Task, processes: Processes) -> Rates:
+    """What shares of the matrix rate are shares of; none where nobody will ask."""
     if not processes.is_main or not task.work_per_image:
-        return 0.0
+        return Rates()
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    return matrix_rate(processes.device, dtype)
+    device = processes.device
+    return Rates(measured=matrix_rate(device, dtype), published=peak_of(device, dtype) or 0.0)
 
 
 class _Asked(BaseException):

@@ -18,7 +18,8 @@ FILE_NAME = "config.json"
 # What a run may be continued with another value of. The rest decides the result.
 MAY_CHANGE = (
     "num_train_steps", "accumulation_steps", "data.tokens", "data.images", "data.num_workers",
-    "tokenizer", "compile", "parallel", "log_every_steps", "checkpoint_every_steps",
+    "tokenizer", "compile", "compile_mode", "attention", "recompute", "profile_steps",
+    "parallel", "log_every_steps", "checkpoint_every_steps",
     "keep_checkpoints", "timeout_minutes", "eval_every_steps", "eval_show_num", "sampling",
 )  # fmt: skip
 

@@ -48,7 +48,9 @@ def test_what_a_run_leaves(whole):
     assert state.step == 12
     assert checkpoints.steps(run) == [4, 8, 12]
     assert [line["step"] for line in read_metrics(run)] == [3, 6, 9, 12]
-    assert {"loss", "accuracy", "grad_norm", "learning_rate", "mfu"} <= read_metrics(run)[0].keys()
+    assert {"loss", "accuracy", "grad_norm", "learning_rate", "matrix_share"} <= read_metrics(run)[
+        0
+    ].keys()
     assert text_of(run / "config.json")["batch_size"] == 8
     assert list((run / "tensorboard").iterdir())
 

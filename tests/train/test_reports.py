@@ -7,6 +7,7 @@ from training import one_process
 from train.run import metrics as reports
 from train.run.metrics import Board
 from train.tasks.flops import matrix_rate
+from train.tasks.peaks import published_peak
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -33,7 +34,7 @@ def test_tensorboard_reads_what_a_run_and_its_continuation_wrote(tmp_path):
 
 
 def make_reporter(run, processes):
-    return reports.Reporter(run, processes, 0, 10, 4, 1e9, 1e12)
+    return reports.Reporter(run, processes, 0, 10, 4, 1e9, reports.Rates(1e15, 2e15))
 
 
 def test_a_line_of_metrics(tmp_path, capsys):
@@ -44,9 +45,36 @@ def test_a_line_of_metrics(tmp_path, capsys):
         reporter.close()
     (line,) = reports.read_metrics(tmp_path)
     assert line["step"] == 5 and line["loss"] == 2.0 and line["mfu"] > 0
+    assert line["matrix_share"] == pytest.approx(2 * line["mfu"])
     assert 0.01 < line["memory_gib"] < 100
     assert "loss 2, accuracy 0.5, " in capsys.readouterr().err
     assert read_board(tmp_path / "tensorboard").Images("samples")
+
+
+def test_no_share_is_above_one():
+    """A rate measured while other programs ran is replaced by what training itself reaches."""
+    rates = reports.Rates(measured=100.0)
+    assert rates.shares(50.0) == {"matrix_share": 0.5}
+    assert rates.shares(110.0) == {"matrix_share": 1.0}
+    assert rates.shares(55.0) == {"matrix_share": 0.5}
+    assert reports.Rates().shares(1.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("card", "bfloat16"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L40S", 362e12),
+        ("Some other card", None),
+    ],
+)
+def test_published_peaks(card, bfloat16):
+    assert published_peak(card, torch.bfloat16) == bfloat16
+    if bfloat16:
+        assert published_peak(card, torch.float32) < published_peak(card, torch.float32, tf32=True)
 
 
 @pytest.mark.parametrize("full", ["metrics.jsonl", "tensorboard"])

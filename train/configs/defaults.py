@@ -58,9 +58,14 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "polyak_decay": 0.9999,  # EMA; 0: none
             "precision": "bfloat16",  # autocast; or float32
-            "compile": True,
+            "compile": True,  # layers, embedding, head and loss
+            "compile_mode": "default",  # or "max-autotune-no-cudagraphs": minutes longer to compile
+            "attention": "auto",  # the kernel that is preferred: auto, flash, cudnn or efficient
+            "residual": "float32",  # or "bfloat16": layer norms' outputs, not their statistics
+            "recompute": False,  # True: layers run twice and keep a tenth of the memory
             "parallel": "ddp",  # or "fsdp": shards parameters and optimizer state (FSDP2)
             "timeout_minutes": 10.0,  # how long processes wait for one that does not answer
+            "profile_steps": "",  # e.g. "10-15": a trace of these steps in the run's folder `profile`
             "log_every_steps": 100,
             "checkpoint_every_steps": 5000,
             "keep_checkpoints": 3,

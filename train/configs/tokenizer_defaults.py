@@ -52,6 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
             "precision": "bfloat16",  # autocast; or float32. The quantizer stays in float32
             "compile": True,
             "timeout_minutes": 10.0,  # how long processes wait for one that does not answer
+            "profile_steps": "",  # e.g. "10-15": a trace of these steps in the run's folder `profile`
             "log_every_steps": 100,
             "checkpoint_every_steps": 5000,
             "keep_checkpoints": 3,

@@ -1,6 +1,7 @@
 """What a run tells while it goes on: metrics, progress line, curves."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -49,6 +50,28 @@ class Metrics:
         return {name: value / weight for name, value, weight in both if weight}
 
 
+@dataclasses.dataclass
+class Rates:
+    """How fast a device multiplies matrices, in operations a second; 0 where it is not known.
+
+    Attributes:
+      measured: in a plain product before the run. What a training step reaches is a measurement as well:
+        where the first one was disturbed by other programs, it counts instead.
+      published: the peak on the card's data sheet.
+    """
+
+    measured: float = 0.0
+    published: float = 0.0
+
+    def shares(self, reached: float) -> dict[str, float]:
+        """What is logged of a rate: "mfu" of the published peak, "matrix_share" of the measured rate."""
+        shares = {"mfu": reached / self.published} if self.published else {}
+        if self.measured:
+            self.measured = max(self.measured, reached)
+            shares["matrix_share"] = reached / self.measured
+        return shares
+
+
 class Reporter:
     """Writes `metrics.jsonl` and TensorBoard files, and shows one line of progress.
 
@@ -62,7 +85,7 @@ class Reporter:
       num_steps: of the run.
       batch_size: images a step.
       work_per_image: floating-point operations; see `networks.work_per_image`.
-      peak: the machine's measured matrix rate, in operations a second and device; 0 if not known.
+      rates: of matrix products on one device.
 
     Raises:
       OSError: a file cannot be written; so do the methods.
@@ -76,11 +99,12 @@ class Reporter:
         num_steps: int,
         batch_size: int,
         work_per_image: float,
-        peak: float,
+        rates: Rates,
     ):
         self.processes = processes
         self.batch_size = batch_size
-        self.work = work_per_image / peak / processes.world_size if peak else 0.0
+        self.work = work_per_image / processes.world_size  # of an image, on each device
+        self.rates = rates
         self._last = (first_step, time.perf_counter())
         self._board = None
         self._bar = tqdm(
@@ -120,8 +144,7 @@ class Reporter:
         line = (
             {"step": step} | metrics | {"learning_rate": learning_rate, "images_per_second": rate}
         )
-        if self.work:
-            line["mfu"] = rate * self.work
+        line |= self.rates.shares(rate * self.work)
         line["memory_gib"] = _peak_memory(self.processes.device) / 2**30
         self._write_line(line)
         self._bar.set_postfix_str(_short(line), refresh=False)
@@ -214,6 +237,8 @@ def _short(line: dict[str, float]) -> str:
     parts.append(f"{line['images_per_second']:.4g} img/s")
     if "mfu" in line:
         parts.append(f"MFU {line['mfu']:.0%}")
+    elif "matrix_share" in line:
+        parts.append(f"{line['matrix_share']:.0%} of the matrix rate")
     parts.append(f"{line['memory_gib']:.1f} GiB")
     return ", ".join(parts)
 

@@ -23,7 +23,7 @@ from train.configs import tokenizer_defaults
 from train.data import batches as data
 from train.evaluation.reference import load_reference
 from train.evaluation.sources import Source
-from train.run import distributed
+from train.run import distributed, profiles
 from train.run.metrics import Metrics
 from train.run.state import TrainState, whole_weights
 from train.tasks import optimizers, perceptual
@@ -128,6 +128,10 @@ class Autoencoding(Task):
         self.optimizers = {
             name: optimizers.make_adamw(model, config.optimizer) for name, model in models.items()
         }
+        if device.type == "cuda":  # the order in which a GPU convolves in half precision
+            for network in (*models.values(), self.perceptual):
+                if network is not None:
+                    network.to(memory_format=torch.channels_last)
         if config.compile:
             self.tokenizer.encoder.compile()
             self.tokenizer.decoder.compile()
@@ -353,6 +357,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     settings.check_fields(config, tokenizer_defaults.get_config())
     settings.check_range(config, "timeout_minutes", 0.1)
     settings.check_choice(config, "precision", ("bfloat16", "float32"))
+    profiles.check(config)
     settings.check_choice(config, "reconstruction_loss", tuple(_RECONSTRUCTION))
     settings.check_choice(config, "vqvae.quantizer", tuple(QUANTIZERS))
     settings.check_choice(config, "vqgan.loss_type", ("non-saturating", "hinge"))

@@ -18,10 +18,10 @@ from train import settings
 from train.configs import defaults
 from train.data import batches as data
 from train.data.tokens import tokenizer_fingerprint
-from train.run import distributed
+from train.run import distributed, profiles
 from train.run.metrics import Metrics
 from train.run.state import TrainState, whole_weights
-from train.tasks import networks, optimizers
+from train.tasks import kernels, networks, optimizers
 from train.tasks.base import Task
 
 NAME = "transformer"
@@ -68,6 +68,10 @@ class MaskedLoss(nn.Module):
           many masked tokens the most likely code gets right.
         """
         logits = self.model.code_logits(torch.where(masked, -1, codes), labels, self.num_codes)
+        return self.compare(logits, codes, masked)
+
+    def compare(self, logits: Tensor, codes: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, n, K] -> what `forward` returns."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(
             logits.flatten(0, 1),
@@ -176,11 +180,9 @@ class MaskedTokens(Task):
         loss = MaskedLoss(
             model, self.tokens.num_codes, config.label_smoothing, config.compute_loss_for_all
         ).train()
+        kernels.prepare(model, config)
         if config.compile:
-            # One block, compiled once for all layers: gradients leave the backward pass block by block
-            # and are reduced while it goes on.
-            for block in model.blocks:
-                block.compile(dynamic=False)
+            loss.compare = torch.compile(loss.compare, **kernels.compile_options(config))
         return distributed.parallelize(loss, model.blocks, self.processes, config.parallel)
 
     def step(self, batch: dict[str, Tensor], step: int) -> Tensor:
@@ -209,7 +211,7 @@ class MaskedTokens(Task):
         results = []
         for number, piece in enumerate(pieces, 1):
             with distributed.without_gradient_sync(self._loss, number == len(pieces)):
-                with self.autocast():
+                with self.autocast(), kernels.attention(self.config.attention, codes.device):
                     loss, correct = self._loss(*piece)
                 (loss.sum() / len(codes)).backward()
             results.append((loss.detach(), correct))
@@ -267,6 +269,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     settings.check_range(config, "timeout_minutes", 0.1)
     settings.check_choice(config, "precision", ("bfloat16", "float32"))
     settings.check_choice(config, "parallel", distributed.PARALLEL)
+    kernels.check(config)
+    profiles.check(config)
     settings.check_choice(config, "optimizer.decay", optimizers.DECAYS)
     settings.check_choice(config, "optimizer.lr_schedule", optimizers.SCHEDULES)
     for name in ("batch_size", "accumulation_steps", "num_train_steps", "num_class",
