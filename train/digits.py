@@ -53,7 +53,7 @@ def main() -> int:
     write_images(folder / "images", FLAGS.seed)
     for command in commands(folder):
         print("$ python " + shlex.join(command), flush=True)
-        if subprocess.run([sys.executable, *command]).returncode:
+        if run(command):
             raise ValueError("the command above failed; see its message")
     report = score(folder) | {"seconds": round(time.perf_counter() - start, 1)}
     write_atomically(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
@@ -61,6 +61,11 @@ def main() -> int:
         print(f"{name}: {value}")
     print(f"see {folder / 'digits.png'}")
     return 0
+
+
+def run(command: list[str]) -> int:
+    """Runs one of `commands`; returns its exit code."""
+    return subprocess.run([sys.executable, *command]).returncode
 
 
 def commands(folder: Path) -> list[list[str]]:

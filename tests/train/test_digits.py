@@ -1,8 +1,10 @@
 import json
+import runpy
 import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 from training import ROOT
@@ -24,11 +26,30 @@ def run(folder, *arguments, timeout):
     return json.loads((folder / "report.json").read_text())
 
 
-def test_all_steps_in_short(tmp_path):
+def run_module(command):
+    """`python -m MODULE ...` in this process."""
+    sys.argv = command[1:]
+    try:
+        runpy.run_module(command[1], run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def test_all_steps_in_short(tmp_path, monkeypatch):
     """A few steps of everything: the commands fit together; nothing is learned."""
     short = "num_train_steps=3,eval_every_steps=3,eval_show_num=2,data.num_workers=0"
     flags = (f"--tokenizer_config={short}", f"--config={short}", "--num_samples=20")
-    report = run(tmp_path, *flags, timeout=300)
+
+    def run_forked(command):
+        group = processes.start(run_module, command, logs=tmp_path / "logs")
+        (code,) = group.wait(300)
+        assert code == 0, group.text()
+        return code
+
+    monkeypatch.setattr(digits, "run", run_forked)
+    assert digits.cli([f"--output={tmp_path}", *flags]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
     assert report["classifier_accuracy_on_held_out_digits"] >= 0.97
     assert report["generated_digits"] == 20
     assert report["recognised_as_asked"] < 0.9  # the score can tell

@@ -236,8 +236,8 @@ def test_fingerprint():
     assert tokenizer_fingerprint(model) != expected
 
 
-def test_speed_and_memory(tmp_path):
-    """64,000 images x 2 crops of 256 tokens: fast, and the process does not grow with what it read."""
+def test_memory(tmp_path):
+    """64,000 images x 2 crops of 256 tokens: the process does not grow with what it read."""
     rng = np.random.default_rng(0)
     settings = SETTINGS | {"grid": (16, 16), "codebook_size": 1024}
     writer = ShardWriter(tmp_path, **settings)
@@ -246,23 +246,19 @@ def test_speed_and_memory(tmp_path):
         writer.write(number, tokens, rng.integers(0, 3, 8000))
     writer.finish(8)
     code = f"""
-import numpy as np, resource, time
+import numpy as np, resource
 from train.data.tokens import TokenShards
-start = time.perf_counter()
 shards = TokenShards.open({str(tmp_path)!r})
-opened, rng = time.perf_counter() - start, np.random.default_rng(0)
+rng = np.random.default_rng(0)
 def draw():
     return shards.tokens(rng.integers(0, 64000, 512), rng.integers(0, 2, 512))
 draw(), shards.labels([0])
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for _ in range(200):
     draw()
-seconds = time.perf_counter() - start
-print(opened, 200 * 512 / seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    opened, rows, grown_kb = map(float, done.stdout.split())
-    assert opened < 0.5
-    assert rows > 20_000  # 700,000 on an idle core
+    grown_kb = float(done.stdout)
     assert grown_kb < 16_000  # of 65 MB
