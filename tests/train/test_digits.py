@@ -1,5 +1,5 @@
+import importlib
 import json
-import runpy
 import subprocess
 import sys
 
@@ -28,12 +28,9 @@ def run(folder, *arguments, timeout):
 
 def run_module(command):
     """`python -m MODULE ...` in this process."""
+    name = command[1] if command[1] != "train" else "train.__main__"
     sys.argv = command[1:]
-    try:
-        runpy.run_module(command[1], run_name="__main__")
-    except SystemExit as end:
-        return end.code or 0
-    return 0
+    return importlib.import_module(name).cli()
 
 
 def test_all_steps_in_short(tmp_path, monkeypatch):
