@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
+from maskgit_pt import images
 from maskgit_pt.utils import Bbox
 
 
@@ -62,40 +63,113 @@ def with_defaults(decoding: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_picture(image: Any) -> np.ndarray:
-    """uint8 [H, W, 3] of a picture, its path, an array or a tensor.
+    """uint8 [H, W, 3] of an image, its path, an array or a tensor.
+
+    Args:
+      image: a path or a Pillow image of any mode, taken as viewers show it: turned as its EXIF data say,
+        transparent parts white, the first frame of an animation; an array uint8 [H, W, 3]; or a tensor
+        [3, H, W], floating-point in [0, 1] or uint8.
 
     Raises:
-      ValueError: another shape or dtype.
+      ValueError: another shape, dtype or range, or a damaged file.
+      OSError: the file cannot be read.
     """
     if isinstance(image, str | os.PathLike):
-        with Image.open(image) as file:
-            image = ImageOps.exif_transpose(file)  # as viewers show it
+        image = images.read_rgb(image)
     if isinstance(image, Image.Image):
-        image = image.convert("RGB")
+        image = images.to_rgb(image, as_shown=True)
     if isinstance(image, Tensor):
-        image = image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(
+                f"image has shape {list(image.shape)}; accepted: [3, H, W] of a tensor"
+            )
+        image = images.as_unit_range(image, "image").detach().float().cpu().clamp(0, 1)
+        image = image.mul(255).round().byte().permute(1, 2, 0).numpy()
     picture = np.asarray(image)
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
         raise ValueError(
             f"image has shape {list(picture.shape)} and dtype {picture.dtype}; accepted: uint8 [H, W, 3]"
         )
     return picture
 
 
-def as_mask(mask: Any, shape: tuple[int, int]) -> np.ndarray:
-    """bool [H, W] of a picture or an array: uint8, 128 and more is True, or bool.
+def as_mask(mask: Any, shape: tuple[int, int], photo: Any = None) -> np.ndarray:
+    """bool [H, W] of a mask, its path, an array or a tensor; True is regenerated.
+
+    A file or Pillow image: white where to regenerate, or white paint on a transparent ground; values 0 and 1
+    count as black and white. It is turned as its own EXIF data say, or, where it has the size of a photo as
+    stored, as the photo's say.
+
+    Args:
+      mask: a path or a Pillow image; an array or tensor [H, W], bool, 0 and 1, 0 to 255 (128 and more is
+        True), or floating-point in [0, 1] (0.5 and more is True).
+      shape: H, W of the picture.
+      photo: the path or Pillow image that `shape` belongs to; None for others.
 
     Raises:
-      ValueError: it is not of this shape.
+      ValueError: another size, dtype or range; or transparency that can be understood in two ways.
+      OSError: the file cannot be read.
     """
-    array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
+    if isinstance(mask, str | os.PathLike):
+        mask = images.read(mask)
+    if isinstance(mask, Image.Image):
+        array = _turned_like(_mask_pixels(ImageOps.exif_transpose(mask)), shape, photo)
+    else:
+        array = _mask_values(mask)
     if array.shape != shape:
         found = " x ".join(map(str, array.shape))
         raise ValueError(
             f"mask has {found} pixels (height x width); accepted: those of the picture, "
             f"{shape[0]} x {shape[1]}"
         )
-    return array if array.dtype == bool else array >= 128
+    return array
+
+
+def _mask_pixels(mask: Image.Image) -> np.ndarray:
+    """bool [H, W] of a Pillow image."""
+    if mask.has_transparency_data:
+        grey, alpha = mask.convert("RGBA").convert("LA").split()
+        visible = np.asarray(alpha) >= 128
+        if not visible.all():
+            if not visible.any() or not (np.asarray(grey)[visible] >= 128).all():
+                raise ValueError(
+                    "the mask is transparent in part, and what that means is not clear; accepted: white "
+                    "where to regenerate, on black or on a transparent ground"
+                )
+            return visible
+    return _mask_values(np.asarray(images.to_rgb(mask, name="mask").convert("L")))
+
+
+def _mask_values(mask: Any) -> np.ndarray:
+    """bool [H, W] of an array or tensor."""
+    array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+    array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.dtype == bool:
+        return array
+    low, high = (array.min(), array.max()) if array.dtype.kind in "uif" and array.size else (-1, -1)
+    if array.dtype.kind == "f" and 0 <= low and high <= 1:
+        return array >= 0.5
+    if array.dtype.kind in "ui" and 0 <= low and high <= 255:
+        return array >= (1 if high <= 1 else 128)
+    found = f"values from {low} to {high}" if array.dtype.kind in "uif" else "no numbers"
+    raise ValueError(
+        f"mask of dtype {array.dtype} has {found}; accepted: bool, 0 and 1, 0 to 255, or "
+        "floating-point in [0, 1]"
+    )
+
+
+def _turned_like(array: np.ndarray, shape: tuple[int, int], photo: Any) -> np.ndarray:
+    """[H, W] turned as the EXIF data of a photo say, if it has the size of the photo as stored."""
+    if array.shape == shape or photo is None:
+        return array
+    if isinstance(photo, str | os.PathLike):
+        photo = images.read(photo)
+    if not isinstance(photo, Image.Image) or array.shape != photo.size[::-1]:
+        return array
+    turned = Image.fromarray(np.uint8(array))
+    turned.getexif().update(photo.getexif())
+    return np.asarray(ImageOps.exif_transpose(turned)) > 0
 
 
 def box_tokens(start: int, length: int, patch: int, side: int) -> slice:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskgit_pt import editing
 from maskgit_pt.configs import maskgit_class_cond_config
+from maskgit_pt.images import as_unit_range
 from maskgit_pt.libml import jax_random, parallel_decode
 from maskgit_pt.libml.rng import Rng
 from maskgit_pt.nets.maskgit_transformer import Transformer
@@ -172,7 +173,11 @@ class ImageNet_class_conditional_generator:  # noqa: N801, the official name
         return self.maskgit_cf.eval_batch_size
 
     def _create_input_batch(self, image: Tensor) -> Tensor:
-        return image.to(self.device)[None].repeat(self.maskgit_cf.eval_batch_size, 1, 1, 1)
+        return (
+            as_unit_range(image, "image")
+            .to(self.device)[None]
+            .repeat(self.maskgit_cf.eval_batch_size, 1, 1, 1)
+        )
 
     @torch.inference_mode()
     def create_latent_mask_and_input_tokens_for_image_editing(
@@ -181,7 +186,7 @@ class ImageNet_class_conditional_generator:  # noqa: N801, the official name
         """Encodes an image and masks the tokens of a box.
 
         Args:
-          image: float [3, image_size, image_size] in [0, 1].
+          image: [3, image_size, image_size], floating-point in [0, 1] or uint8.
           bbox: what to regenerate, in pixels; one more token is masked on each side.
           target_label: class of the new content.
 
@@ -190,7 +195,7 @@ class ImageNet_class_conditional_generator:  # noqa: N801, the official name
           `eval_batch_size`.
 
         Raises:
-          ValueError: an image of another size, or no such class.
+          ValueError: an image of another size, dtype or range, or no such class.
         """
         if tuple(image.shape) != (3, self.image_size, self.image_size):
             raise ValueError(

@@ -18,6 +18,7 @@ from maskgit_pt.decoding import Decoding
 from maskgit_pt.files import check_destination
 from maskgit_pt.graphs import to_device
 from maskgit_pt.hub import HubMixin, locate
+from maskgit_pt.images import as_unit_range
 from maskgit_pt.libml import guidance as guidance_lib
 from maskgit_pt.libml.rng import Noise, Rng, normal, sample_noise
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
@@ -249,7 +250,7 @@ class MaskGIT(HubMixin):
         labels: int | Sequence[int] | Tensor,
         *,
         box: Bbox | Sequence[int] | None = None,
-        mask: Image.Image | np.ndarray | None = None,
+        mask: Image.Image | np.ndarray | Tensor | str | os.PathLike | None = None,
         extend: Sequence[int] | None = None,
         seed: int = 42,
         rng: Rng = None,
@@ -263,11 +264,12 @@ class MaskGIT(HubMixin):
         into the picture by the official compositing. Outside the blend the picture stays as it is.
 
         Args:
-          image: a picture of any size, or its path; an array is uint8 [H, W, 3], a tensor [3, H, W] in
-            [0, 1].
+          image: a picture of any size, see `editing.as_picture`: a path, a Pillow image, an array uint8
+            [H, W, 3], or a tensor [3, H, W] (floating-point in [0, 1], or uint8).
           labels: class of the new content.
           box: top, left, height, width in pixels: what to regenerate; or
-          mask: uint8 or bool [H, W] of the picture's size, 128 and more (True) where to regenerate; or
+          mask: of the picture's size, white (or True) where to regenerate, see `editing.as_mask`: a path, a
+            Pillow image, an array or a tensor [H, W]; or
           extend: pixels to add at the top, right, bottom and left, to be filled in (outpainting).
           seed, rng, first_index, return_steps, decoding: as in `generate`; the default is official, 12
             steps from step 2 on.
@@ -293,9 +295,14 @@ class MaskGIT(HubMixin):
         """Through the tokenizer and back.
 
         Args:
-          images: float [B, 3, H, W] in [0, 1], sides a multiple of the tokenizer's 16 pixels.
+          images: [B, 3, H, W], floating-point in [0, 1] or uint8, sides a multiple of the tokenizer's 16
+            pixels.
           batch_size: at a time.
+
+        Raises:
+          ValueError: another shape, dtype or range.
         """
+        images = as_unit_range(images)
         patch = self.tokenizer.downsampling
         if images.ndim != 4 or images.shape[1] != 3 or any(s % patch for s in images.shape[2:]):
             raise ValueError(
@@ -530,7 +537,7 @@ class MaskGIT(HubMixin):
             box = box if isinstance(box, Bbox) else Bbox(*box)
             pixels = editing.box_mask(box, shape)
         else:
-            pixels = editing.as_mask(mask, shape)
+            pixels = editing.as_mask(mask, shape, image)
         crop = editing.choose_crop(picture.shape[:2], pixels)
         if box is not None:
             patch = self.tokenizer.downsampling

@@ -230,13 +230,10 @@ def _edit(model, asked: SampleSettings):
     """The image to edit, made ready; None if there is none."""
     if asked.edit is None:
         return None
-    from PIL import Image
-
     from maskgit_pt.utils import Bbox
 
     if asked.mask:
-        with Image.open(asked.mask) as file:
-            return model.prepare_edit(asked.edit, mask=file.convert("L"))
+        return model.prepare_edit(asked.edit, mask=asked.mask)
     if asked.box:
         return model.prepare_edit(asked.edit, box=Bbox.parse(asked.box))
     parts = asked.extend.split(",")

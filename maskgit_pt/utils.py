@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from maskgit_pt.images import read_rgb
+
 
 @dataclasses.dataclass(frozen=True)
 class Bbox:
@@ -43,17 +45,17 @@ def read_image(
     """Reads a picture file; official `read_image_from_url`, without the network.
 
     Args:
-      path: any format that Pillow reads.
+      path: any format that Pillow reads; an orientation in its EXIF data is not applied, as official.
       height, width: resize to this (bicubic, as official) if both are given.
 
     Returns:
       float32 [3, H, W] in [0, 1].
 
     Raises:
-      OSError: no such file, or no picture.
+      OSError: no such file.
+      ValueError: no image, or a damaged one.
     """
-    with Image.open(path) as file:
-        image = file.convert("RGB")
+    image = read_rgb(path, as_shown=False)
     if height is not None and width is not None:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.float32(image) / 255.0).permute(2, 0, 1)

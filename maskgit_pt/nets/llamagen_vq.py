@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskgit_pt.images import as_unit_range
 from maskgit_pt.nets import layers
 from maskgit_pt.nets.taming_vqgan import (
     COMMITMENT_COST,
@@ -222,7 +223,12 @@ class LlamaGenVQ(PretrainedMixin, nn.Module):
         return (self.decoder(self.post_quant_conv(x)) + 1) / 2
 
     def encode_to_indices(self, images: Tensor) -> Tensor:
-        """Images float [B, 3, H, W] in [0, 1] -> int64 [B, h, w]."""
+        """Images [B, 3, H, W], floating-point in [0, 1] or uint8 -> int64 [B, h, w].
+
+        Raises:
+          ValueError: images of another dtype or range, see `images.as_unit_range`.
+        """
+        images = as_unit_range(images).to(self.get_codebook_funct().dtype)
         return self.quantize.encode_ids(self._features(images))
 
     def decode_from_indices(self, indices: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskgit_pt.images import as_unit_range
 from maskgit_pt.libml import losses
 from maskgit_pt.libml import rng as rng_lib
 from maskgit_pt.nets import layers
@@ -312,7 +313,12 @@ class VQVAE(PretrainedMixin, nn.Module):
         return self.quantizer.get_codebook()
 
     def encode_to_indices(self, images: Tensor) -> Tensor:
-        """Images float [B, 3, H, W] in [0, 1] -> int64 [B, h, w]."""
+        """Images [B, 3, H, W], floating-point in [0, 1] or uint8 -> int64 [B, h, w].
+
+        Raises:
+          ValueError: images of another dtype or range, see `images.as_unit_range`.
+        """
+        images = as_unit_range(images).to(self.get_codebook_funct().dtype)
         return self.quantizer.encode_ids(self.encoder(images))
 
     def decode_from_indices(self, indices: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
-"""What all image collections share: names, labels, decoding."""
+"""What all image collections share: names, labels, reading."""
 
 import hashlib
-import io
 import json
 from array import array
 from collections.abc import Sequence
@@ -10,24 +9,11 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from maskgit_pt.images import DamagedImage, decode_rgb
+
+__all__ = ["EXTENSIONS", "DamagedImage", "Images", "Names"]
+
 EXTENSIONS = frozenset("jpg jpeg png ppm pgm bmp tif tiff webp".split())  # torchvision's
-_SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-
-
-class DamagedImage(ValueError):
-    """A file that is no picture, or only part of one; the message names it and says why.
-
-    Args:
-      name: of the image.
-      reason: what is wrong.
-    """
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both, so that it can be pickled
-        self.name, self.reason = name, reason
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
 
 
 class Names:
@@ -142,7 +128,7 @@ class Images:
           DamagedImage: it cannot be decoded.
           OSError: it cannot be read at all.
         """
-        return decode(self._read_bytes(index), self.name(index))
+        return decode_rgb(self._read_bytes(index), self.name(index))
 
     def fingerprint(self) -> str:
         """A SHA-256 of names, labels and classes (not of the pixels)."""
@@ -176,29 +162,3 @@ class Images:
 
     def _read_bytes(self, index: int) -> bytes:
         raise NotImplementedError
-
-
-def decode(data: bytes, name: str) -> Image.Image:
-    """See `Images.read`."""
-    if not data:
-        raise DamagedImage(name, "empty file")
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            file.load()
-            return _to_rgb(file)
-    except Image.UnidentifiedImageError:
-        raise DamagedImage(name, "not an image") from None
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DamagedImage(name, reason) from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT_MODES:  # Pillow's conversion would clip at 255
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known")
-    elif "transparency" in image.info:
-        image = image.convert("RGBA")  # directly to RGB warns for some palettes
-    return image.convert("RGB")
