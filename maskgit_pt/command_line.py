@@ -5,11 +5,14 @@ although both have, say, a flag `--output`. Exit codes: 0 success, 1 a problem w
 wrong usage.
 """
 
+import contextlib
 import functools
+import getpass
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from absl import flags
 
@@ -45,11 +48,17 @@ def run(
     `ValueError`, `OSError` and `ImportError` (a missing extra) count as a problem with the input:
     one line on standard error. A reader of the output that leaves ends the program without a word.
     Anything else is a bug and keeps its traceback.
+
+    A value that begins with ~ is a path in a home folder. Standard streams that are closed or missing are
+    replaced by the null device; characters that a stream's encoding lacks are written as escapes. A user whom
+    the system has no name for gets one.
     """
+    _mend_streams()
+    _name_user()
     # PyTorch on Linux reads this before its first tensor: large tensors on the CPU in huge pages. A fifth of
     # the time of float32 decoding in the tokenizer went into handing out small pages.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = [_expand_home(arg) for arg in (sys.argv[1:] if argv is None else argv)]
     usual = warnings.showwarning
     warnings.showwarning = functools.partial(_show_warning, program, usual)
     try:
@@ -68,7 +77,7 @@ def run(
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever reads the output, `| head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still in the buffer
+        _to_nowhere(sys.stdout)  # what is still in the buffer
         return 141  # as a shell tells of SIGPIPE
     except (UsageError, flags.Error) as error:
         return _fail(program, f"{_one_line(error)} (see {program} --help)", 2)
@@ -89,8 +98,63 @@ def _show_warning(program: str, usual: Callable, message: Warning, category: typ
 
 
 def _fail(program: str, message: str, code: int) -> int:
-    print(f"{program}: error: {message}", file=sys.stderr)
+    try:
+        print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it: the exit code has to do
+        _to_nowhere(sys.stderr)
     return code
+
+
+def _mend_streams() -> None:
+    """Gives the program three standard streams that it can write to, whatever it was started with.
+
+    With a closed stream (`>&-`) the next file that is opened would get its number, and what is printed.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        try:
+            os.fstat(number)
+            missing = stream is None
+        except OSError:
+            missing = True
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+        if missing and stream is getattr(sys, f"__{name}__"):  # nobody has replaced it
+            stream = open(os.devnull, "w" if number else "r")  # noqa: SIM115, open as long as the program
+            setattr(sys, name, stream)
+        if number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _name_user() -> None:
+    """Names a user who has no entry in the system's list: PyTorch's compiler asks for the name."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"user{os.getuid()}"
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Lets go of what a stream whose reader has left still holds."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _expand_home(argument: str) -> str:
+    """Expands ~ and ~name at the beginning of an argument, of its value, or of an item of a list.
+
+    The shell does so only at the beginning of a word: in bash `--output=~/x` arrives as it stands.
+    """
+
+    def expanded(path: str) -> str:
+        return os.path.expanduser(path) if path.startswith("~") else path
+
+    flag, equals, value = (
+        argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    )
+    return flag + equals + ",".join(map(expanded, value.split(",")))
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ ours.
 
 import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,13 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from maskgit_pt import images
+from maskgit_pt.samplers.base import MASK
 from maskgit_pt.utils import Bbox
+
+if TYPE_CHECKING:
+    from maskgit_pt.pipeline import MaskGIT
+
+_KNOWN = 1 / 8  # of what the model sees, when a picture is extended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +66,43 @@ def with_defaults(decoding: dict[str, Any]) -> dict[str, Any]:
         steps = decoding.get("steps") or 12
         return {"start_step": min(2, steps - 1)} | decoding | {"steps": steps}
     return decoding
+
+
+def prepare(
+    model: "MaskGIT", image: Any, *, box: Any = None, mask: Any = None, extend: Any = None
+) -> Edit:
+    """What `MaskGIT.edit`, whose arguments these are, works out before anything is generated."""
+    picture = as_picture(image)
+    if sum(given is not None for given in (box, mask, extend)) != 1:
+        raise ValueError("what to regenerate is not clear; accepted: one of box, mask, extend")
+    shape = picture.shape[:2]
+    if extend is not None:
+        margins = tuple(map(int, extend))
+        if len(margins) != 4 or min(margins) < 0 or max(margins) == 0:
+            raise ValueError(
+                f"extend is {margins}; accepted: top, right, bottom, left, 0 or more, not all 0"
+            )
+        check_extension(shape, margins, model.side)
+        picture, pixels = add_margins(picture, margins)
+    elif box is not None:
+        if not isinstance(box, Bbox):
+            if len(box) != 4:
+                raise ValueError(
+                    f"box is {tuple(box)}; accepted: top, left, height, width in pixels"
+                )
+            box = Bbox(*box)
+        pixels = box_mask(box, shape)
+    else:
+        pixels = as_mask(mask, shape, image)
+    crop = choose_crop(picture.shape[:2], pixels)
+    if box is not None:
+        patch = model.tokenizer.downsampling
+        masked = box_token_mask(box, crop, model.image_size, patch)
+    else:
+        masked = pixel_token_mask(pixels, crop, model.side)
+    tokens = model.encode(to_model(picture, crop, model.image_size)[None])[0].cpu()
+    tokens = tokens.masked_fill(masked, MASK).flatten()
+    return Edit(picture, crop, masked, tokens, composite_mask(masked, model.image_size))
 
 
 def as_picture(image: Any) -> np.ndarray:
@@ -249,7 +292,7 @@ def box_mask(box: Bbox, shape: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def extend(
+def add_margins(
     picture: np.ndarray, margins: tuple[int, int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Adds margins to [H, W, 3] for outpainting.
@@ -265,6 +308,40 @@ def extend(
     pads = ((top, bottom), (left, right))
     new = np.pad(np.zeros(picture.shape[:2], bool), pads, constant_values=True)
     return np.pad(picture, (*pads, (0, 0)), mode="edge"), new
+
+
+def check_extension(shape: tuple[int, int], margins: tuple[int, int, int, int], side: int) -> None:
+    """Checks that the model sees enough of a picture to go on with it.
+
+    Args:
+      shape: H, W of the picture.
+      margins: as in `add_margins`.
+      side: of the model's token grid.
+
+    Raises:
+      ValueError: of the square that the model sees, less than an eighth would be known; or no square holds
+        all that is new.
+    """
+
+    def known(margins: tuple[int, ...]) -> float:
+        new = add_margins(np.zeros((*shape, 3), np.uint8), margins)[1]
+        try:
+            crop = choose_crop(new.shape, new)
+        except ValueError:
+            return 0.0
+        return 1 - float(pixel_token_mask(new, crop, side).float().mean())
+
+    if known(margins) >= _KNOWN:
+        return
+    smaller = [tuple(m * part // 16 for m in margins) for part in range(15, 0, -1)]
+    possible = next((m for m in smaller if max(m) > 0 and known(m) >= _KNOWN), None)
+    advice = (
+        f"{','.join(map(str, possible))}, in several passes" if possible else "fewer sides at once"
+    )
+    raise ValueError(
+        f"extend is {','.join(map(str, margins))}: of what the model sees at once, less than an eighth would "
+        f"be the picture of {shape[0]} x {shape[1]} pixels (height x width); accepted: for example {advice}"
+    )
 
 
 def to_model(picture: np.ndarray, crop: Crop, image_size: int) -> Tensor:

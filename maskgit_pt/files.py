@@ -1,14 +1,26 @@
 """Files that appear whole or not at all, and their hashes."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+# What must not be mixed with results: names by which it is known.
+_OF_OTHERS = {
+    "a model": (
+        "model.safetensors",
+        "transformer/model.safetensors",
+        "tokenizer/model.safetensors",
+    ),
+    "a training run": ("checkpoints", "metrics.jsonl"),
+}
 
 
 @contextlib.contextmanager
@@ -104,6 +116,89 @@ def check_destination(folder: str | os.PathLike, model_type: str) -> None:
             found = f"a model of type {kind!r}" if kind else "the settings of something else"
     if found:
         raise ValueError(f"{folder} holds {found}, which stays as it is; choose another folder")
+
+
+def check_folder(output: str | os.PathLike, flag: str = "--output") -> Path:
+    """Makes a folder for results, before the work.
+
+    Raises:
+      ValueError: it cannot be made or written.
+    """
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise ValueError(f"{flag}={folder}: {reason}; accepted: a folder, made if missing")
+    return folder
+
+
+def refuse_models_and_runs(folder: Path) -> None:
+    """Raises ValueError if a folder holds a model or a training run, which other files must not join."""
+    for what, names in _OF_OTHERS.items():
+        found = next((name for name in names if (folder / name).exists()), None)
+        if found is not None:
+            raise ValueError(
+                f"{folder} holds {what} ({found}); accepted: another folder, made if missing"
+            )
+
+
+def check_replaceable(path: Path, is_ours: bool, overwrite: bool, what: str) -> None:
+    """Raises ValueError if `path` exists and is not what it would be replaced by.
+
+    Args:
+      path: of the file to write.
+      is_ours: whether the file that is there is an earlier one of this kind; asked only if there is one.
+      overwrite: replace it all the same.
+      what: would be written, for the message.
+    """
+    if path.exists() and not is_ours and not overwrite:
+        raise ValueError(
+            f"{path} is there and is no {what} of this program; name another file, or --overwrite"
+        )
+
+
+@contextlib.contextmanager
+def hold_folder(folder: str | os.PathLike, doing: str, seconds: float = 10.0) -> Iterator[None]:
+    """Holds a folder for this process; the system lets go of it when the process ends, however it ends.
+
+    Args:
+      folder: exists. No file is made in it.
+      doing: what another process would be doing there, for the message.
+      seconds: how long to wait for another process, which may be about to end.
+
+    Raises:
+      ValueError: another process keeps it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if not lock(handle, seconds):
+            raise ValueError(
+                f"{folder}: another process is {doing} there; wait for its end, or name another --output"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def lock(handle: int, seconds: float) -> bool:
+    """Locks an open file or folder, waiting at most so long; False if another process keeps it.
+
+    On file systems without locks it counts as locked.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        except OSError:
+            return True
 
 
 def synchronise(path: str | os.PathLike) -> None:

@@ -10,7 +10,10 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
 
 NUM_CLASSES = 1000
 # Every lemma of these four also belongs to another class; the word added follows WordNet's gloss.
@@ -87,6 +90,47 @@ def parse_labels(text: str | Sequence[str | int], num_classes: int = NUM_CLASSES
         raise ValueError(f"the list of labels {found}; accepted: {_accepted(num_classes)}")
     labels = [label for item in items for label in _parse_item(item, num_classes)]
     return list(dict.fromkeys(labels))
+
+
+def class_ids(labels: Any, num_classes: int = NUM_CLASSES) -> Tensor:
+    """Checked class ids from whatever a caller gives as labels.
+
+    Args:
+      labels: one class or several: whole numbers (also as an array or tensor), or texts as in `parse_labels`,
+        each of which may name several classes.
+      num_classes: classes of the model.
+
+    Returns:
+      int64 [B] on the CPU, in the order given; a class may be there several times.
+
+    Raises:
+      ValueError: no labels, no whole numbers, a one-hot row, or no such class.
+    """
+    if isinstance(labels, str):
+        labels = parse_labels(labels, num_classes)
+    elif isinstance(labels, Sequence) and any(isinstance(label, str) for label in labels):
+        labels = [i for label in labels for i in parse_labels(str(label), num_classes)]
+    try:
+        found = torch.as_tensor(labels).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"labels are {labels!r}; accepted: {_accepted(num_classes)}") from None
+    if found.numel() == 0:
+        raise ValueError("no labels; accepted: one class id or several")
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise ValueError(
+            f"label is {found.reshape(-1)[0].item()}; accepted: whole numbers, 0 to {num_classes - 1}"
+        )
+    row = found.reshape(-1).long()
+    one_hot = len(row) == num_classes > 2 and int(row.min()) == 0 and int(row.abs().sum()) == 1
+    if one_hot or found.ndim > 2 or (found.ndim == 2 and found.shape[1] > 1):
+        what = "are a one-hot row" if one_hot else f"have shape {list(found.shape)}"
+        raise ValueError(
+            f"labels {what}; accepted: class ids [B] (of one-hot rows: labels.argmax(-1))"
+        )
+    wrong = row[(row < 0) | (row >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"label is {int(wrong[0])}; accepted: 0 to {num_classes - 1}")
+    return row
 
 
 def _parse_item(item: str, num_classes: int) -> Sequence[int]:

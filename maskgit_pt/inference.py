@@ -78,7 +78,7 @@ class ImageNet_class_conditional_generator:  # noqa: N801, the official name
         """The device of the weights."""
         return self.tokenizer_model.quantizer.codebook.device
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate_tokens(
         self, input_tokens: Tensor, rng: Rng, start_iter: int = 0, num_iterations: int = 16
     ) -> Tensor:
@@ -94,7 +94,7 @@ class ImageNet_class_conditional_generator:  # noqa: N801, the official name
             choice_temperature=self.maskgit_cf.sample_choice_temperature,
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate_samples(
         self, input_tokens: Tensor, rng: Rng, start_iter: int = 0, num_iterations: int = 16
     ) -> Tensor:
@@ -179,7 +179,7 @@ class ImageNet_class_conditional_generator:  # noqa: N801, the official name
             .repeat(self.maskgit_cf.eval_batch_size, 1, 1, 1)
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def create_latent_mask_and_input_tokens_for_image_editing(
         self, image: Tensor, bbox: Bbox, target_label: int
     ) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -217,6 +217,39 @@ class Processes:
                 )
                 parts.append(part)
         return np.concatenate(parts)
+
+    def in_turn(
+        self, items: Sequence[Any], size: int, function: Callable[[Sequence[Any]], np.ndarray]
+    ) -> Iterator[np.ndarray]:
+        """Calls `function` on `size` items at a time, a process after the other.
+
+        Yields the results in order on rank 0, one at a time; nothing on the others, which all have to go
+        through it as well.
+        """
+        for number, start in enumerate(range(0, len(items), size)):
+            turn = number % self.world_size
+            if turn == self.rank:
+                rows = np.ascontiguousarray(function(items[start : start + size]))
+                if self.rank == 0:
+                    yield rows
+                else:
+                    self._send(rows)
+            elif self.rank == 0:
+                yield self._receive(turn)
+
+    def _send(self, rows: np.ndarray) -> None:
+        """To rank 0."""
+        dist.send_object_list([(rows.shape, rows.dtype.str)], 0, group=self.control)
+        dist.send(torch.from_numpy(rows.view(np.uint8).reshape(-1)), 0, group=self.control)
+
+    def _receive(self, rank: int) -> np.ndarray:
+        """What a process sends by `_send`."""
+        described: list[Any] = [None]
+        dist.recv_object_list(described, rank, group=self.control)
+        shape, dtype = described[0]
+        rows = np.empty(shape, dtype)
+        dist.recv(torch.from_numpy(rows.view(np.uint8).reshape(-1)), rank, group=self.control)
+        return rows
 
     def close(self) -> None:
         """Ends the groups, if this object made the default one."""

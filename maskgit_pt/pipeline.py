@@ -18,6 +18,7 @@ from maskgit_pt.decoding import Decoding
 from maskgit_pt.files import check_destination
 from maskgit_pt.graphs import to_device
 from maskgit_pt.hub import HubMixin, locate
+from maskgit_pt.imagenet import class_ids
 from maskgit_pt.images import as_unit_range
 from maskgit_pt.libml import guidance as guidance_lib
 from maskgit_pt.libml.rng import Noise, Rng, normal, sample_noise
@@ -198,7 +199,7 @@ class MaskGIT(HubMixin):
 
     def generate(
         self,
-        labels: int | Sequence[int] | Tensor,
+        labels: int | str | Sequence[int | str] | Tensor,
         *,
         seed: int = 42,
         rng: Rng = None,
@@ -206,12 +207,13 @@ class MaskGIT(HubMixin):
         first_index: int = 0,
         return_steps: bool = False,
         progress: bool = False,
+        differentiable: bool = False,
         **decoding: Any,
     ) -> Result:
         """Generates one image a label.
 
         Args:
-          labels: class ids in 0 ... num_classes - 1.
+          labels: class ids in 0 ... num_classes - 1, or their names, see `imagenet.class_ids`.
           seed: with `first_index` it determines every image: image i of seed s is the same in any batch.
           rng: other noise: a JAX key (all labels in one batch: the images of JAX for this key and batch)
             or a `torch.Generator`.
@@ -219,13 +221,15 @@ class MaskGIT(HubMixin):
           first_index: index of the first image; raise it to go on with other images of the same seed.
           return_steps: also return masks and guesses of every step.
           progress: show a bar.
+          differentiable: keep the graph of the images, for gradients of the decoder; tokens have none.
           **decoding: `sampler` (a name or a `samplers.Sampler`; default "official"), the settings of that
             sampler (`steps`, `schedule`, `choice_temperature`, ...), and the fields of `Decoding`.
 
         Raises:
           ValueError: no such class, or a setting out of range.
         """
-        labels = self._labels(labels)
+        labels = class_ids(labels, self.num_classes)
+        _check_batch_size(batch_size)
         options = self.decoding(**decoding)
         batches = [labels] if rng is not None else labels.split(batch_size)
         size = batch_size if self._static else min(batch_size, len(labels))
@@ -233,7 +237,9 @@ class MaskGIT(HubMixin):
         by_step = self.device.type == "cpu" and self._whole is None
         with Progress(len(labels), options.sampler.steps, by_step=by_step, shown=progress) as bar:
             for number, batch in enumerate(batches):
-                steps = {"return_steps": return_steps, "on_step": bar.on_step}
+                steps = {
+                    "return_steps": return_steps, "on_step": bar.on_step, "differentiable": differentiable,
+                }  # fmt: skip
                 if rng is not None:
                     result = self.sample(batch, rng, options, **steps)
                 else:
@@ -247,7 +253,7 @@ class MaskGIT(HubMixin):
     def edit(
         self,
         image: Image.Image | np.ndarray | Tensor | str | os.PathLike,
-        labels: int | Sequence[int] | Tensor,
+        labels: int | str | Sequence[int | str] | Tensor,
         *,
         box: Bbox | Sequence[int] | None = None,
         mask: Image.Image | np.ndarray | Tensor | str | os.PathLike | None = None,
@@ -281,7 +287,7 @@ class MaskGIT(HubMixin):
           ValueError: not one of box, mask and extend; a box outside the picture; a mask of another size.
         """
         edit = self.prepare_edit(image, box=box, mask=mask, extend=extend)
-        labels = self._labels(labels)
+        labels = class_ids(labels, self.num_classes)
         options = self.decoding(**editing.with_defaults(decoding))
         noise = rng or sample_noise(seed, range(first_index, first_index + len(labels)))
         tokens = edit.tokens.expand(len(labels), -1)
@@ -290,32 +296,56 @@ class MaskGIT(HubMixin):
         result.wait().images = torch.stack([edit.finish(generated) for generated in result.images])
         return result
 
-    @torch.inference_mode()
-    def reconstruct(self, images: Tensor, batch_size: int = 8) -> Result:
+    def reconstruct(
+        self, images: Tensor, batch_size: int = 8, *, differentiable: bool = False
+    ) -> Result:
         """Through the tokenizer and back.
 
         Args:
           images: [B, 3, H, W], floating-point in [0, 1] or uint8, sides a multiple of the tokenizer's 16
             pixels.
           batch_size: at a time.
+          differentiable: keep the graph of the result's images: gradients reach the decoder, and past the
+            quantizer ("straight through") the encoder and the given images. A Gumbel quantizer lets none
+            past.
 
         Raises:
           ValueError: another shape, dtype or range.
         """
         images = as_unit_range(images)
+        _check_batch_size(batch_size)
         patch = self.tokenizer.downsampling
         if images.ndim != 4 or images.shape[1] != 3 or any(s % patch for s in images.shape[2:]):
             raise ValueError(
                 f"images have shape {list(images.shape)}; accepted: [B, 3, H, W], H and W multiples of "
                 f"{patch}"
             )
-        tokens = torch.cat([self._encode(batch) for batch in images.split(batch_size)])
+        if differentiable:
+            parts = [self._straight_through(batch) for batch in images.split(batch_size)]
+            rebuilt, tokens = (torch.cat(part) for part in zip(*parts, strict=True))
+            return Result(rebuilt.float().clamp(0, 1).cpu(), tokens.cpu())
+        with torch.no_grad():
+            tokens = torch.cat([self.encode(batch) for batch in images.split(batch_size)])
         return Result(self.tokens_to_images(tokens), tokens.cpu())
 
-    @torch.inference_mode()
-    def tokens_to_images(self, tokens: Tensor) -> Tensor:
-        """int64 [B, h, w] -> images float32 [B, 3, H, W] in [0, 1], on the CPU."""
-        return self._decode_in_chunks(tokens).cpu()
+    def _straight_through(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] -> reconstructions, with the gradient of the encoder, and tokens [B, h, w]."""
+        codes, found = self.tokenizer.encode(images.to(self.tokenizer.get_codebook_funct()))
+        raw = found.get("raw", codes)
+        return self.tokenizer.decode(raw + (codes - raw).detach()), found["encoding_indices"]
+
+    def tokens_to_images(self, tokens: Tensor, *, differentiable: bool = False) -> Tensor:
+        """Decodes tokens.
+
+        Args:
+          tokens: int64 [B, h, w].
+          differentiable: keep the graph, for gradients of the decoder and the codebook.
+
+        Returns:
+          Images float32 [B, 3, H, W] in [0, 1], on the CPU.
+        """
+        with torch.set_grad_enabled(differentiable):
+            return self._decode_in_chunks(tokens).cpu()
 
     def decoding(self, sampler: str | samplers.Sampler = "official", **settings: Any) -> Decoding:
         """Returns checked settings; the arguments are those of `Decoding.create`.
@@ -367,7 +397,7 @@ class MaskGIT(HubMixin):
         result = self.sample(labels, sample_noise(seed, indices), options, **others)
         return result.first(count) if missing else result
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(
         self,
         labels: Tensor,
@@ -378,6 +408,7 @@ class MaskGIT(HubMixin):
         return_steps: bool = False,
         clip: bool = True,
         on_step: Callable[[samplers.State], None] | None = None,
+        differentiable: bool = False,
     ) -> Result:
         """One batch; see `generate`.
 
@@ -389,6 +420,7 @@ class MaskGIT(HubMixin):
           return_steps: as in `generate`.
           clip: images to [0, 1]; False for `editing.Edit.finish`, which clips after blending.
           on_step: called with the sampler's state after every step.
+          differentiable: as in `generate`.
 
         Returns:
           As `generate`; on a GPU still being copied: call `wait()` before reading.
@@ -397,7 +429,7 @@ class MaskGIT(HubMixin):
             tokens = torch.full((len(labels), self.num_tokens), samplers.base.MASK)
         elif not options.sampler.can_edit:
             raise ValueError(f"the sampler {options.sampler.name!r} cannot keep known tokens")
-        whole = self._whole is not None and not return_steps and on_step is None
+        whole = self._whole is not None and not (return_steps or on_step or differentiable)
         if whole and self._whole.takes(rng, options):
             guess, images = self._whole.decode(labels, tokens, rng, options, clip)
             return self._to_host(Result(images, guess))
@@ -418,7 +450,8 @@ class MaskGIT(HubMixin):
                 masks.append(state.unknown)
                 guesses.append(guess)
         grid = (self.side, self.side)
-        guess, images = self.finish(guess, clip)
+        with torch.set_grad_enabled(differentiable):
+            guess, images = self.finish(guess, clip)
         result = Result(images, guess)
         if return_steps:
             masks, guesses = masks or [tokens < 0], guesses or [guess.flatten(1)]  # none unknown
@@ -514,50 +547,20 @@ class MaskGIT(HubMixin):
         self._decoded_rows = rows = max(rows, self._decoded_rows)
         return torch.cat([tokens, tokens[-1:].expand(rows - len(tokens), -1, -1)])
 
-    def _encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> int64 [B, h, w], on the device of the weights."""
-        return self._encode_to_indices(images.to(self.tokenizer.get_codebook_funct()))
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] or uint8 -> int64 [B, h, w], on the device of the weights."""
+        images = as_unit_range(images).to(self.tokenizer.get_codebook_funct())
+        return self._encode_to_indices(images)
 
-    @torch.inference_mode()
-    def prepare_edit(
-        self, image: Any, *, box: Any = None, mask: Any = None, extend: Any = None
-    ) -> editing.Edit:
-        """What `edit` works out of its arguments before anything is generated."""
-        picture = editing.as_picture(image)
-        if sum(given is not None for given in (box, mask, extend)) != 1:
-            raise ValueError("what to regenerate is not clear; accepted: one of box, mask, extend")
-        shape = picture.shape[:2]
-        if extend is not None:
-            if len(extend) != 4 or min(extend) < 0 or max(extend) == 0:
-                raise ValueError(
-                    f"extend is {tuple(extend)}; accepted: top, right, bottom, left, 0 or more, not all 0"
-                )
-            picture, pixels = editing.extend(picture, tuple(extend))
-        elif box is not None:
-            box = box if isinstance(box, Bbox) else Bbox(*box)
-            pixels = editing.box_mask(box, shape)
-        else:
-            pixels = editing.as_mask(mask, shape, image)
-        crop = editing.choose_crop(picture.shape[:2], pixels)
-        if box is not None:
-            patch = self.tokenizer.downsampling
-            masked = editing.box_token_mask(box, crop, self.image_size, patch)
-        else:
-            masked = editing.pixel_token_mask(pixels, crop, self.side)
-        model_image = editing.to_model(picture, crop, self.image_size)
-        tokens = self._encode(model_image[None])[0].cpu()
-        tokens = tokens.masked_fill(masked, samplers.base.MASK).flatten()
-        weights = editing.composite_mask(masked, self.image_size)
-        return editing.Edit(picture, crop, masked, tokens, weights)
+    @torch.no_grad()
+    def prepare_edit(self, image: Any, **what: Any) -> editing.Edit:
+        """What `edit` works out of its arguments before anything is generated; see `editing.prepare`."""
+        return editing.prepare(self, image, **what)
 
-    def _labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
-        labels = torch.as_tensor(labels).long().cpu().reshape(-1)
-        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
-        if len(wrong):
-            raise ValueError(f"label is {int(wrong[0])}; accepted: 0 to {self.num_classes - 1}")
-        if not len(labels):
-            raise ValueError("no labels; accepted: one class id or several")
-        return labels
+
+def _check_batch_size(batch_size: int) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; accepted: a whole number, 1 or more")
 
 
 def _check_resolution(image_size: int, tokenizer: nn.Module, source: str | os.PathLike) -> None:

@@ -1,12 +1,12 @@
 """Command line: `maskgit-sample`, pictures of ImageNet classes, and edited pictures."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,13 @@ from torch import Tensor
 from maskgit_pt import command_line, decoding, editing, imagenet, launch
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.decoding import Decoding, Settings
-from maskgit_pt.files import file_sha256, replacing
+from maskgit_pt.files import (
+    check_folder,
+    file_sha256,
+    hold_folder,
+    refuse_models_and_runs,
+    replacing,
+)
 from maskgit_pt.libml import jax_random
 from maskgit_pt.libml.rng import Rng
 from maskgit_pt.model_settings import ModelSettings
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from maskgit_pt.pipeline import MaskGIT
 
 PROGRAM = "maskgit-sample"
+PATIENCE = 5.0  # seconds for another process in the folder, which may be about to end
 USAGE = """\
 Generates images of ImageNet classes with MaskGIT, or regenerates part of a picture.
 
@@ -132,7 +139,8 @@ def _check_usage(job: Job) -> None:
 
 
 def _generate(job: Job, processes: launch.Processes, device: torch.device) -> int:
-    _make_output(job.asked.output)  # complains before the models are loaded
+    if processes.is_main:
+        refuse_models_and_runs(check_folder(job.asked.output))  # before the models are loaded
     model = job.models.load(device)
     if job.models.compile:
         model.compile()
@@ -174,10 +182,31 @@ def fill(
     settings = job.decoding if edit is None else editing.with_defaults(job.decoding)
     options = model.decoding(**settings)
     described = _describe(job, labels, options, model.device)
-    folder = SampleFolder(asked.output, described, asked.overwrite, processes.is_main)
+    with contextlib.ExitStack() as stack:
+        if processes.is_main:
+            check_folder(asked.output)
+            stack.enter_context(hold_folder(asked.output, "making samples", PATIENCE))
+        folder = SampleFolder(asked.output, described, asked.overwrite, processes)
+        return _fill(job, model, processes, progress, folder, labels, edit, options)
+
+
+def _fill(
+    job: Job,
+    model: "MaskGIT",
+    processes: launch.Processes,
+    progress: Callable[[int, int], Progress],
+    folder: SampleFolder,
+    labels: list[int],
+    edit: editing.Edit | None,
+    options: Decoding,
+) -> tuple[int, int]:
+    """The work of `fill` in a folder that is this process's own."""
+    asked = job.asked
     processes.barrier()
-    samples = _all_samples(labels, asked)
+    samples = _all_samples(labels, asked, processes.on_first(folder.count))
     on_cpu = model.device.type == "cpu"
+    if asked.num_samples and len(samples) > asked.num_samples and processes.is_main:
+        print(f"{asked.output} holds {len(samples)} images already: they all stay in the set")
     batches = _batches(job, samples, labels, processes, folder, on_cpu)
     total = sum(len(wanted) for _, wanted, _ in batches)
     bar = progress(total, options.sampler.steps)
@@ -194,20 +223,8 @@ def fill(
         if previous:
             bar.finish(writer.save_all(*previous, edit))
     processes.barrier()
-    if processes.is_main:
-        folder.finish(samples, npz=asked.npz)
+    folder.finish(samples, npz=asked.npz)
     return len(samples), total
-
-
-def _make_output(output: str) -> None:
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise ValueError(f"--output={folder}: {reason}; accepted: a folder, made if missing")
 
 
 def _sample(job: Job, model, batch: list[Sample], rng: Rng, options: Decoding, edit, bar: Progress):
@@ -265,9 +282,9 @@ def _describe(job: Job, labels: list[int], options: Decoding, device: torch.devi
     return described
 
 
-def _all_samples(labels: list[int], asked: SampleSettings) -> list[Sample]:
-    """The whole set, in the order of the indices."""
-    count = asked.num_samples or 8 * len(labels)
+def _all_samples(labels: list[int], asked: SampleSettings, present: int) -> list[Sample]:
+    """The whole set, in the order of the indices: what is there already belongs to it."""
+    count = max(asked.num_samples or 8 * len(labels), present)
     turn = asked.batch_size if asked.rng == "jax" else 1  # samples before the next label's turn
     return [Sample(i, labels[i // turn % len(labels)]) for i in range(count)]
 

@@ -5,10 +5,14 @@ all of them (`grid.png`, `samples.npz`, `tokens.npy`) is made from the PNGs when
 """
 
 import base64
+import collections
+import contextlib
 import json
 import os
 import re
 import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +21,8 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from maskgit_pt.files import atomic_file, replacing, write_atomically
+from maskgit_pt.files import atomic_file, refuse_models_and_runs, replacing, write_atomically
+from maskgit_pt.launch import Processes
 from maskgit_pt.utils import to_pil, visualize_images
 
 SETTINGS_NAME, SAMPLES_NAME = "settings.json", "samples.npz"
@@ -26,6 +31,8 @@ _OURS = re.compile(
     r"(class\d+_\d+(_steps)?\.(png|gif)|grid\.png|samples\.npz|tokens\.npy)"
     r"|(?P<unfinished>\.(class\d+_\d+.*|grid\.png|samples\.npz|tokens\.npy)\.[0-9a-f]{8}\.tmp)"
 )
+_SAMPLE = re.compile(r"class\d{4,}_(?P<index>\d{6,})\.png")
+_AT_ONCE = 64  # images decoded between two writes
 _COMPRESSION = 1  # of PNG: three times as fast as the default, files a tenth larger
 
 
@@ -44,29 +51,40 @@ class SampleFolder:
       settings: everything that the samples depend on, as JSON; a folder with samples of other settings is
         refused.
       overwrite: remove the samples that are there instead.
-      leader: whether this process writes the settings; the others only look.
+      processes: this process and its peers; the first one writes the settings, the others only look.
 
     Raises:
-      ValueError: the folder holds samples of other settings.
+      ValueError: the folder holds samples of other settings, files of the same names that are no samples of
+        this program, a model or a training run.
       OSError: it cannot be written.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, settings: dict[str, Any], overwrite: bool, leader: bool
+        self,
+        folder: str | os.PathLike,
+        settings: dict[str, Any],
+        overwrite: bool,
+        processes: Processes,
     ):
-        self.folder = Path(folder)
-        if not leader:
+        self.folder, self.processes = Path(folder), processes
+        if not processes.is_main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / SETTINGS_NAME
-        if not overwrite and path.exists():
-            _check_same(self.folder, settings)
-        for name in os.listdir(self.folder):
+        refuse_models_and_runs(self.folder)
+        names = os.listdir(self.folder)
+        if not overwrite:
+            _check_same(self.folder, names, settings)
+        for name in names:
             match = _OURS.fullmatch(name)
             if match and (overwrite or match["unfinished"]):  # by a run that was killed
                 (self.folder / name).unlink()
         text = json.dumps(settings, indent=2) + "\n"
-        write_atomically(path, text.encode())
+        write_atomically(self.folder / SETTINGS_NAME, text.encode())
+
+    def count(self) -> int:
+        """Returns one more than the highest index of the samples that are there."""
+        found = map(_SAMPLE.fullmatch, os.listdir(self.folder))
+        return max((int(match["index"]) + 1 for match in found if match), default=0)
 
     def path(self, sample: Sample, suffix: str = ".png") -> Path:
         """class<label>_<index><suffix>."""
@@ -93,36 +111,65 @@ class SampleFolder:
         with replacing(self.path(sample)) as path:
             picture.save(path, "PNG", pnginfo=info, compress_level=_COMPRESSION)
 
-    def load(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """The image uint8 [H, W, 3] and the tokens int64 [h, w] of a sample.
+    def load(self, sample: Sample) -> np.ndarray:
+        """The image uint8 [H, W, 3] of a sample.
 
         Raises:
           ValueError: the file is damaged.
         """
+        with self._open(sample) as file:
+            return np.array(file.convert("RGB"))
+
+    def tokens(self, sample: Sample) -> np.ndarray:
+        """The tokens int64 [h, w] of a sample, without decoding its pixels.
+
+        Raises:
+          ValueError: the file is damaged.
+        """
+        with self._open(sample) as file:  # reads up to the pixels: the texts stand before them
+            shape = tuple(map(int, file.info["grid"].split("x")))
+            tokens = np.frombuffer(base64.b64decode(file.info["tokens"]), "<u2")
+            return tokens.reshape(shape).astype(np.int64)
+
+    @contextlib.contextmanager
+    def _open(self, sample: Sample) -> Iterator[Image.Image]:
         path = self.path(sample)
         try:
             with Image.open(path) as file:
-                image = np.array(file.convert("RGB"))
-                shape = tuple(map(int, file.text["grid"].split("x")))
-                tokens = np.frombuffer(base64.b64decode(file.text["tokens"]), "<u2")
-            return image, tokens.reshape(shape).astype(np.int64)
+                yield file
         except (OSError, KeyError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{path}: not a sample of this program, remove it: {error}") from None
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}: not a sample of this program, remove it: {reason}") from None
 
     def finish(self, samples: list[Sample], npz: bool = True) -> None:
         """Makes the grid, `tokens.npy` (int64 [N, h, w]) and `samples.npz` from the complete set.
 
         `samples.npz` has the layout of the ADM evaluator (openai/guided-diffusion, `evaluations`): arr_0
-        uint8 [N, H, W, 3]; arr_1 int64 [N], the labels. Samples are in the order of their indices. They
-        are streamed: 50,000 samples need no more memory than one.
+        uint8 [N, H, W, 3]; arr_1 int64 [N], the labels. Samples are in the order of their indices. Each is
+        decoded once, by one of the processes, all of which call this; they are streamed, so that 50,000
+        need no more memory than a few hundred.
         """
-        self._save_grid(samples)
-        tokens = np.stack([self.load(sample)[1] for sample in samples])
-        with atomic_file(self.folder / "tokens.npy") as file:
-            np.save(file, tokens)
-        if npz:
+        main = self.processes.is_main
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            if main:
+                self._save_grid(samples)
+                tokens = np.stack(list(threads.map(self.tokens, samples)))
+                with atomic_file(self.folder / "tokens.npy") as file:
+                    np.save(file, tokens)
+            if not npz:
+                return
+            images = self.processes.in_turn(samples, _AT_ONCE, self._decoder(threads))
+            if not main:
+                collections.deque(images, 0)  # decodes and sends its part
+                return
             with replacing(self.folder / SAMPLES_NAME) as path:
-                self._save_npz(path, samples)
+                self._save_npz(path, samples, images)
+
+    def _decoder(self, threads: ThreadPoolExecutor) -> Callable[[list[Sample]], np.ndarray]:
+        def decode(part: list[Sample]) -> np.ndarray:
+            return np.stack(list(threads.map(self.load, part)))
+
+        return decode
 
     def _save_grid(self, samples: list[Sample]) -> None:
         """A row a class; with one sample of each, row by row."""
@@ -137,22 +184,25 @@ class SampleFolder:
         columns = max(map(len, rows))
         pictures = []
         for row in rows:
-            images = [torch.from_numpy(self.load(s)[0]).permute(2, 0, 1) / 255 for s in row]
+            images = [torch.from_numpy(self.load(s)).permute(2, 0, 1) / 255 for s in row]
             blank = [torch.ones_like(images[0])] * (columns - len(row))
             pictures += images + blank
         grid = visualize_images(torch.stack(pictures), columns=columns)
         with replacing(self.folder / "grid.png") as path:
             grid.save(path, "PNG")
 
-    def _save_npz(self, path: Path, samples: list[Sample]) -> None:
-        shape = self.load(samples[0])[0].shape
+    def _save_npz(self, path: Path, samples: list[Sample], images: Iterator[np.ndarray]) -> None:
+        """Writes uint8 [n, H, W, 3] one after the other."""
+        shape = self.load(samples[0]).shape
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(samples), *shape)}
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             # ZipInfo's fixed date: the same samples give the same bytes.
             with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array_header_1_0(file, header)
-                for sample in samples:
-                    file.write(self.load(sample)[0].tobytes())
+                for part in images:
+                    if part.shape[1:] != shape:
+                        raise ValueError(f"{self.folder}: samples of different sizes")
+                    file.write(part)
             with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
                 np.lib.format.write_array(file, np.array([s.label for s in samples], np.int64))
 
@@ -175,9 +225,19 @@ def read_settings(folder: str | os.PathLike) -> dict[str, Any]:
         ) from None
 
 
-def _check_same(folder: Path, settings: dict[str, Any]) -> None:
+def _check_same(folder: Path, names: list[str], settings: dict[str, Any]) -> None:
+    """Raises ValueError if samples would join others that were made with other settings, or by others."""
     found, wanted = read_settings(folder), json.loads(json.dumps(settings))
-    for name in sorted(found.keys() | wanted.keys()):
+    held = [name for name in names if (match := _OURS.fullmatch(name)) and not match["unfinished"]]
+    foreign = held[:1] if not found else [] if wanted.keys() & found.keys() else [SETTINGS_NAME]
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {foreign[0]} and does not say that this program made it; choose another "
+            "--output, or --overwrite"
+        )
+    for name in (
+        sorted(found.keys() | wanted.keys()) if held else ()
+    ):  # without samples nothing is lost
         if found.get(name) != wanted.get(name):
             raise ValueError(
                 f"{folder} holds samples made with other settings: {name} is {found.get(name)!r} there and "

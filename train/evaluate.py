@@ -10,7 +10,7 @@ from absl import flags
 from maskgit_pt import command_line, decoding, launch
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.decoding import Settings
-from maskgit_pt.files import write_atomically
+from maskgit_pt.files import check_folder, check_replaceable, write_atomically
 from maskgit_pt.launch import Processes
 from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.networks import TOKENIZERS
@@ -18,7 +18,7 @@ from maskgit_pt.pretrained import load_any
 from maskgit_pt.settings import define_flags, from_flags, setting
 from train.evaluation import Context, ModelSource, report
 from train.evaluation.reconstruction import LPIPS
-from train.evaluation.reference import Reference, save_reference
+from train.evaluation.reference import Reference, is_statistics, save_reference
 from train.evaluation.settings import EvaluationSettings
 from train.evaluation.sources import FirstImages, Source, open_source
 from train.evaluation.tokenizers import evaluate_tokenizer
@@ -38,6 +38,8 @@ Writes evaluation.json and evaluation.md into --output, with the whole protocol,
 defaults are the conventions of the ADM evaluator: 50,000 samples, 3 nearest neighbours, 10 splits. Features
 are remembered in --cache. Under torchrun (--no-python maskgit-evaluate ...) the processes share the images;
 the result is that of one process."""
+
+JSON_NAME, MARKDOWN_NAME = "evaluation.json", "evaluation.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,9 @@ class EvaluateSettings:
         "Write the reference's statistics to this npz file; without samples, do nothing else.",
     )
     output: str = setting("evaluation", "Folder for evaluation.json and evaluation.md.")
+    overwrite: bool = setting(
+        False, "Replace files in the way that are no results of this program."
+    )
     name: str | None = setting(
         None, "Of this row in the table. Default: the samples', model's or tokenizer's."
     )
@@ -142,10 +147,7 @@ def _check_usage(job: Job, given: set[str]) -> None:
 def _run(job: Job, device: torch.device, workers: Processes) -> int:
     asked, measure = job.asked, job.measure
     if workers.rank == 0:
-        statistics = asked.save_statistics and Path(asked.save_statistics).parent
-        for folder in (asked.output, measure.cache_folder, statistics):
-            if folder:
-                Path(folder).mkdir(parents=True, exist_ok=True)  # complains before the work
+        _check_outputs(asked)  # complains before the work
     how = measure.how(device, workers)
     if asked.images:
         return _finish(job, _evaluate_tokenizer(job, how), workers)
@@ -158,6 +160,17 @@ def _run(job: Job, device: torch.device, workers: Processes) -> int:
         return 0
     result = measure.evaluate(samples, reference, context, asked.image_size)
     return _finish(job, result, workers)
+
+
+def _check_outputs(asked: EvaluateSettings) -> None:
+    folder = check_folder(asked.output)
+    for name in (JSON_NAME, MARKDOWN_NAME):
+        ours = report.is_evaluation(folder / JSON_NAME)
+        check_replaceable(folder / name, ours, asked.overwrite, "evaluation")
+    if asked.save_statistics:
+        path = Path(asked.save_statistics)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_replaceable(path, is_statistics(path), asked.overwrite, "statistics")
 
 
 def _samples(job: Job, device: torch.device) -> Source:
@@ -208,8 +221,10 @@ def _finish(job: Job, result: report.Evaluation, workers: Processes) -> int:
         asked, models = job.asked, job.models
         name = asked.name or short_name(asked.samples or models.model or models.tokenizer)
         folder = Path(asked.output)
-        write_atomically(folder / "evaluation.json", result.to_json(name).encode())
-        write_atomically(folder / "evaluation.md", result.to_markdown(name).encode())
+        # Names of files may hold bytes that are no text.
+        texts = {JSON_NAME: result.to_json(name), MARKDOWN_NAME: result.to_markdown(name)}
+        for file, text in texts.items():
+            write_atomically(folder / file, text.encode("utf-8", "surrogateescape"))
         print(result.to_markdown(name), end="")
     return 0
 

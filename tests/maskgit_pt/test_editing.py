@@ -82,7 +82,29 @@ def test_paste_keeps_what_is_not_blended(size):
 
 def test_extend():
     picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    larger, new = editing.extend(picture, (1, 2, 0, 0))
+    larger, new = editing.add_margins(picture, (1, 2, 0, 0))
     assert larger.shape == (3, 5, 3) and new.sum() == 15 - 6
     np.testing.assert_array_equal(larger[1:, :3], picture)
     np.testing.assert_array_equal(larger[0, :3], picture[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "margins", "fits"),
+    [((512, 512), (0, 64, 0, 0), True), ((512, 512), (0, 400, 0, 0), True),
+     ((512, 512), (0, 500, 0, 0), False), ((512, 512), (0, 511, 0, 0), False),
+     ((512, 512), (0, 600, 0, 0), False),
+     ((300, 300), (100, 100, 100, 100), True), ((300, 300), (900, 900, 900, 900), False),
+     ((200, 600), (0, 0, 150, 0), False), ((600, 200), (0, 150, 0, 0), False)],
+)  # fmt: skip
+def test_extensions_of_which_the_model_sees_nothing(shape, margins, fits):
+    """They are refused with margins that work."""
+    if fits:
+        editing.check_extension(shape, margins, 16)
+        return
+    with pytest.raises(ValueError, match="less than an eighth") as error:
+        editing.check_extension(shape, margins, 16)
+    advice = str(error.value).partition("for example ")[2]
+    if advice != "fewer sides at once":
+        smaller = tuple(map(int, advice.partition(", in")[0].split(",")))
+        assert 0 < max(smaller) < max(margins)
+        editing.check_extension(shape, smaller, 16)

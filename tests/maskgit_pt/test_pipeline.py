@@ -133,6 +133,19 @@ def test_pictures_of_all_kinds(model):
     [
         ({"labels": 10}, "label is 10; accepted: 0 to 9"),
         ({"labels": []}, "no labels"),
+        ({"labels": 1.9}, "label is 1.8.*; accepted: whole numbers"),
+        ({"labels": [1.0, 2.0]}, "accepted: whole numbers, 0 to 9"),
+        ({"labels": torch.eye(10)[3]}, "accepted: whole numbers"),
+        ({"labels": torch.eye(10).long()[3]}, "one-hot row; .*argmax"),
+        ({"labels": torch.eye(10).long()[:4]}, "have shape .4, 10."),
+        ({"labels": True}, "accepted: whole numbers"),
+        ({"labels": "lorikeet"}, "label 'lorikeet' is no id, and this model has 10 classes"),
+        ({"labels": ["3", "x"]}, "label 'x' is no id"),
+        ({"labels": None}, "labels are None; accepted: ids 0 to 9"),
+        ({"labels": {"a": 1}}, "labels are .*; accepted: ids"),
+        ({"labels": -1}, "label is -1"),
+        ({"labels": 1, "batch_size": 0}, "batch_size is 0; accepted: a whole number, 1 or more"),
+        ({"labels": 1, "batch_size": 2.0}, "batch_size is 2.0"),
         ({"labels": 1, "steps": 17}, "accepted: 1 to 16"),
         ({"labels": 1, "steps": 0}, "steps is 0"),
         ({"labels": 1, "sampler": "greedy"}, "known: official, confidence"),
@@ -145,6 +158,43 @@ def test_pictures_of_all_kinds(model):
 def test_errors(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         model.generate(**arguments)
+
+
+def test_labels_of_all_kinds(model):
+    expected = model.generate([1, 2, 2], steps=1).tokens
+    for labels in ("1,2", ["1", 2], [1, "2"], np.array([1, 2]), torch.tensor([[1], [2]])):
+        assert torch.equal(model.generate(labels, steps=1).tokens, expected[:2])
+    assert torch.equal(model.generate(["1-2", 2], steps=1).tokens, expected)
+
+
+def test_results_can_be_trained_on(model):
+    """They are no inference tensors; with `differentiable` gradients reach weights and images."""
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    weight = model.tokenizer.decoder.conv_out.weight
+    for result in (model.reconstruct(images), model.generate([1, 2], steps=2)):
+        assert not result.images.is_inference() and not result.images.requires_grad
+        (result.images * torch.ones(1, requires_grad=True)).sum().backward()
+    assert weight.grad is None and images.grad is None
+    plain = model.reconstruct(images)
+    rebuilt = model.reconstruct(images, batch_size=1, differentiable=True)
+    assert torch.equal(rebuilt.tokens, plain.tokens)
+    torch.testing.assert_close(rebuilt.images, plain.images)
+    rebuilt.images.sum().backward()
+    assert images.grad.abs().sum() > 0 and weight.grad.abs().sum() > 0
+    weight.grad = None
+    made = model.generate([1, 2], steps=2, differentiable=True)
+    assert torch.equal(made.images, model.generate([1, 2], steps=2).images)
+    model.tokens_to_images(made.tokens, differentiable=True).sum().backward()
+    once = weight.grad.clone()
+    made.images.sum().backward()
+    torch.testing.assert_close(weight.grad, 2 * once)
+
+
+@pytest.mark.parametrize("arguments", [{"mask": "nowhere.png"}, {"mask": 3}, {"box": (0, 0, 3)}])
+def test_wrong_edits(model, arguments):
+    with pytest.raises((ValueError, OSError)) as error:
+        model.edit(np.zeros((20, 20, 3), np.uint8), 1, **arguments)
+    assert len(str(error.value)) > 10
 
 
 def test_networks_that_do_not_fit(tiny_tokenizer):

@@ -8,13 +8,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from recorded import GOLDEN, OFFICIAL, load_tiny
 
 from maskgit_pt import MaskGIT, sample
+from maskgit_pt import files as files_lib
 from maskgit_pt.command_line import run
 from maskgit_pt.inference import ImageNet_class_conditional_generator
+from maskgit_pt.launch import Processes
 from maskgit_pt.libml import jax_random
+from maskgit_pt.sample_folder import Sample, SampleFolder
 
 MODELS = [
     f"--model={OFFICIAL / 'tiny_transformer_checkpoint'}",
@@ -292,3 +295,105 @@ def test_on_a_cpu_images_appear_one_by_one(tmp_path, monkeypatch):
     assert call("--labels=1", "--num_samples=4", "--steps=3", f"--output={tmp_path}") == 0
     assert len(found) == 4 and found[-1] >= 2  # written beside the computation
     assert steps == [1] * 12
+
+
+def test_a_second_equal_command_waits_or_is_refused(tmp_path, capsys, monkeypatch):
+    """While one makes samples in a folder no other one does."""
+    monkeypatch.setattr(sample, "PATIENCE", 0.2)
+    options = ["--labels=1", "--steps=2", "--num_samples=1", f"--output={tmp_path}"]
+    with files_lib.hold_folder(tmp_path, "making samples"):
+        assert call(*options) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path}: another process is making samples there" in error and "--output" in error
+    assert not os.listdir(tmp_path)
+    assert call(*options) == 0
+
+
+def test_a_smaller_number_keeps_the_set_whole(tmp_path, capsys):
+    """The count in the folder and in the files about all of them agree."""
+    options = ["--labels=1-3", "--steps=2", f"--output={tmp_path}"]
+    assert call(*options, "--num_samples=5") == 0
+    expected = files(tmp_path)
+    capsys.readouterr()
+    (tmp_path / "class0002_000001.png").unlink()
+    assert call(*options, "--num_samples=2") == 0
+    assert "holds 5 images already" in capsys.readouterr().out
+    assert files(tmp_path) == expected
+
+
+def test_nothing_of_others_is_replaced(tmp_path, capsys):
+    """Not a model, a run, settings of another program, or images that this program did not make."""
+    model, run_, foreign = tmp_path / "model", tmp_path / "run", tmp_path / "foreign"
+    load_tiny("transformer").save_pretrained(model / "transformer")
+    (run_ / "checkpoints").mkdir(parents=True)
+    foreign.mkdir()
+    cases = [
+        (model, "transformer/model.safetensors", "a model"),
+        (run_, "checkpoints", "a training run"),
+    ]
+    options = ["--labels=1", "--steps=2", "--num_samples=1"]
+    for folder, name, what in cases:
+        before = sorted(folder.rglob("*"))
+        for more in ([], ["--overwrite"]):
+            assert call(*options, f"--output={folder}", *more) == 1
+            assert f"holds {what} ({name})" in capsys.readouterr().err
+        assert sorted(folder.rglob("*")) == before
+    for name in ("grid.png", "samples.npz", "class0001_000000.png", "settings.json"):
+        (foreign / name).write_text('{"theme": "dark"}')
+        assert call(*options, f"--output={foreign}") == 1
+        error = capsys.readouterr().err
+        assert f"holds {name}" in error and "--overwrite" in error
+        assert files(foreign) == {name: b'{"theme": "dark"}'}
+        (foreign / name).unlink()
+
+
+def test_a_killed_run_without_an_image_binds_nothing(tmp_path):
+    options = ["--labels=1", "--steps=2", "--num_samples=1", f"--output={tmp_path}"]
+    assert call(*options, "--dtype=bfloat16") == 0
+    for path in tmp_path.glob("*"):
+        if path.name != "settings.json":
+            path.unlink()
+    assert call(*options, "--dtype=float32") == 0
+
+
+def test_finishing_decodes_each_image_once(tmp_path, monkeypatch):
+    """Tokens are read without decoding any, and three processes share the images."""
+    options = ["--labels=1-3", "--steps=2", "--num_samples=7", f"--output={tmp_path}"]
+    assert call(*options) == 0
+    expected = files(tmp_path)
+    folder = SampleFolder.__new__(SampleFolder)
+    folder.folder, folder.processes = tmp_path, Processes()
+    samples = [Sample(i, 1 + i % 3) for i in range(7)]
+    loaded = []
+    decode = PngImagePlugin.PngImageFile.load
+
+    def counted(self):
+        loaded.append(self.filename if hasattr(self, "filename") else None)
+        return decode(self)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", counted)
+    for sample_ in samples:
+        folder.tokens(sample_)
+    assert loaded == []
+    monkeypatch.setattr(SampleFolder, "_save_grid", lambda self, samples: None)
+    once = []
+    load = SampleFolder.load
+    monkeypatch.setattr(SampleFolder, "load", lambda self, s: once.append(s.index) or load(self, s))
+    folder.finish(samples)
+    assert sorted(once) == [0, *range(7)]  # the first one also for the shape
+    monkeypatch.undo()
+    assert files(tmp_path) == expected
+
+
+def test_damaged_sample(tmp_path, capsys):
+    options = ["--labels=1", "--steps=2", "--num_samples=2", f"--output={tmp_path}"]
+    assert call(*options) == 0
+    path = tmp_path / "class0001_000001.png"
+    for data in (path.read_bytes()[:200], b"", b"text"):
+        path.write_bytes(data)
+        capsys.readouterr()
+        assert call(*options) == 1
+        error = capsys.readouterr().err
+        assert (
+            f"{path}: not a sample of this program, remove it" in error and error.count("\n") == 1
+        )

@@ -160,6 +160,14 @@ def _from_own_file(npz: Npz, context: Context, samples: Source | None) -> Refere
     return Reference(protocol, statistics, features)
 
 
+def is_statistics(path: Path) -> bool:
+    """Whether a file was written by `save_reference`."""
+    try:
+        return "protocol" in Npz(path).names
+    except (OSError, ValueError):
+        return False
+
+
 def save_reference(reference: Reference, extractor: Extractor, path: str | os.PathLike) -> None:
     """Writes statistics, features (of 100,000 images at most) and protocol as an npz file."""
     text = json.dumps({"reference": reference.protocol, "extractor": extractor.fingerprint})

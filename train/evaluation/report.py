@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 _COLUMNS = {
@@ -49,6 +50,14 @@ class Evaluation:
         row = [name, *values, protocol_text(self.protocol)]
         lines = [titles, ["---"] * len(titles), row] if header else [row]
         return markdown(lines)
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a file was written from `Evaluation.to_json`."""
+    try:
+        return {"metrics", "protocol"} <= set(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +65,37 @@ class EvaluationSettings:
             return None
         return [name.strip() for name in self.metrics.split(",") if name.strip()]
 
-    @property
     def cache_folder(self) -> str | None:
-        """Where features are remembered; None for nowhere."""
+        """Returns where features are remembered, made if missing; None for nowhere.
+
+        Without `cache` it is a place in the user's cache folder; if that cannot be written, nothing is
+        remembered, and standard error says so.
+
+        Raises:
+          OSError: the folder that was asked for cannot be made.
+        """
         if self.cache is not None:
+            if self.cache:
+                Path(self.cache).mkdir(parents=True, exist_ok=True)
             return self.cache or None
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return str(Path(base) / "maskgit_pt" / "evaluation")
+        try:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            folder = Path(base) / "maskgit_pt" / "evaluation"
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return str(folder)
+            reason = f"{folder} cannot be written"
+        except (OSError, RuntimeError) as error:  # no such user, no home
+            reason = " ".join(str(error).split())
+        print(f"features are not remembered: {reason} (--cache=FOLDER)", file=sys.stderr)
+        return None
 
     def how(self, device: torch.device, workers: Processes) -> dict[str, Any]:
         """Returns the arguments of `Context.make`."""
         return {
             "features": self.features,
             "inception_weights": self.inception_weights,
-            "cache": self.cache_folder,
+            "cache": self.cache_folder() if workers.is_main else None,
             "device": device,
             "batch_size": self.batch_size,
             "progress": True,

@@ -1,15 +1,14 @@
 """One training at a time in the folder of a run, which all its machines share."""
 
 import contextlib
-import fcntl
 import os
 import secrets
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
+from maskgit_pt import files
 from maskgit_pt.launch import Processes
 
 LOCK_NAME = ".lock"
@@ -52,31 +51,18 @@ def _hold(run: Path, seconds: float) -> Iterator[str]:
         raise NotADirectoryError(f"{run} is a file; accepted: a folder for the run")
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK_NAME).open("a+") as file:
-        _lock(file, run, seconds)
+        if not files.lock(file.fileno(), seconds):
+            file.seek(0)
+            holder = file.read().partition(",")[0] or "another process"
+            raise ValueError(
+                f"{run}: {holder} is training there; wait for its end, or name another --output"
+            )
         mark = f"process {os.getpid()} on {socket.gethostname()}, {secrets.token_hex(8)}"
         file.truncate(0)
         file.write(mark)
         file.flush()
         os.fsync(file.fileno())
         yield mark
-
-
-def _lock(file: IO[str], run: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.seek(0)
-                holder = file.read().partition(",")[0] or "another process"
-                raise ValueError(
-                    f"{run}: {holder} is training there; wait for its end, or name another --output"
-                ) from None
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            return
 
 
 def _sees(path: Path, mark: str, seconds: float) -> bool:

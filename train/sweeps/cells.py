@@ -232,7 +232,7 @@ class CellFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         document = {"checksum": _checksum(result, key), "result": result}
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.path(key), text.encode())
+        write_atomically(self.path(key), text.encode("utf-8", "surrogateescape"))
 
 
 def _checksum(result: Any, key: str) -> str:

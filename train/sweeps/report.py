@@ -15,6 +15,7 @@ from train.sweeps.cells import value_text as setting_text
 from train.sweeps.studies import PUBLISHED, Published
 
 OURS = "this model"
+SUFFIXES = (".md", ".csv", ".json", ".png")  # of the files that `write` makes
 _MOST_TICKS = 10  # one for each value; more would run into each other
 
 
@@ -88,6 +89,14 @@ def rows(sweep: Sweep) -> list[Row]:
     return found
 
 
+def is_sweep(path: Path) -> bool:
+    """Whether a file was written from `to_json`."""
+    try:
+        return {"axes", "cells"} <= set(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
 def write(sweep: Sweep, folder: Path) -> str:
     """Writes NAME.md, NAME.csv, NAME.json and NAME.png; returns the Markdown.
 
@@ -95,9 +104,10 @@ def write(sweep: Sweep, folder: Path) -> str:
       ImportError: matplotlib is missing.
     """
     text = to_markdown(sweep)
-    write_atomically(folder / f"{sweep.name}.md", text.encode())
-    write_atomically(folder / f"{sweep.name}.csv", to_csv(sweep).encode())
-    write_atomically(folder / f"{sweep.name}.json", to_json(sweep).encode())
+    texts = {".json": to_json(sweep), ".csv": to_csv(sweep), ".md": text}
+    for suffix, content in texts.items():  # names of files may hold bytes that are no text
+        path = folder / f"{sweep.name}{suffix}"
+        write_atomically(path, content.encode("utf-8", "surrogateescape"))
     draw(sweep, folder / f"{sweep.name}.png")
     return text
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from maskgit_pt.decoding import Settings
+from maskgit_pt.files import check_folder, check_replaceable
 from maskgit_pt.launch import Processes
 from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.pretrained import weights_fingerprint
@@ -32,7 +33,7 @@ from train.sweeps.cells import (
     reference_fingerprint,
     run_models,
 )
-from train.sweeps.report import Sweep, write
+from train.sweeps.report import SUFFIXES, Sweep, is_sweep, write
 from train.sweeps.studies import STUDIES, Study
 
 
@@ -48,6 +49,9 @@ class SweepSettings:
     average: bool = setting(True, "Of --run: the averaged weights.")
     num_samples: int = setting(50_000, "In each cell.", least=1)
     output: str = setting("sweep", "Folder for the results.")
+    overwrite: bool = setting(
+        False, "Replace files in the way that are no results of this program."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +137,14 @@ class Sweeping:
 
     def run(self) -> int:
         """Computes what is missing, and writes the report."""
-        measure, output = self.job.measure, Path(self.job.asked.output)
+        asked, measure, output = self.job.asked, self.job.measure, Path(self.job.asked.output)
         if self.workers.rank == 0:
-            output.mkdir(parents=True, exist_ok=True)  # complains before the work
+            check_folder(output)  # complains before the work
+            name = asked.study or "grid"
+            ours = is_sweep(output / f"{name}.json")
+            for suffix in SUFFIXES:
+                path = output / f"{name}{suffix}"
+                check_replaceable(path, ours, asked.overwrite, "sweep")
         context = Context.make(**measure.how(self.device, self.workers))
         files = CellFiles(output / "cells")
         keys = self.workers.on_first(lambda: self._keys(context))
@@ -163,8 +172,9 @@ class Sweeping:
             rate = found[i]["images_per_second"]
             self._say(f"  {metrics}; {rate:.3g} images/s; {duration(seconds)} left")
         if self.workers.rank == 0:
-            name = self.job.asked.study or "grid"
-            sweep = Sweep(name, self.title, self.axes, self.cells, found, self.size)
+            sweep = Sweep(
+                asked.study or "grid", self.title, self.axes, self.cells, found, self.size
+            )
             print(write(sweep, output), end="")
         return 0
 
