@@ -157,7 +157,7 @@ def _expand_home(argument: str) -> str:
     return flag + equals + ",".join(map(expanded, value.split(",")))
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

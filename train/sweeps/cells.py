@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from maskgit_pt.decoding import Settings, resolve
 from maskgit_pt.files import write_atomically
+from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.networks import TOKENIZERS
 from maskgit_pt.pipeline import MaskGIT
 from maskgit_pt.pretrained import WEIGHTS_NAME, load_any, weights_fingerprint
@@ -25,8 +26,8 @@ FORMAT = 1  # of a cell's file; raise it when what is computed changes
 CASE = "case"  # the axis of named settings
 
 
-# Loads networks: (tokenizer or None, device, dtype) -> both.
-Load = Callable[[str | None, torch.device, torch.dtype], MaskGIT]
+# Loads networks: (settings of which only the model is still missing, device) -> both.
+Load = Callable[[ModelSettings, torch.device], MaskGIT]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +142,8 @@ def exported_models(names: Sequence[str]) -> tuple[str, list[Model]]:
     labels: list[Any] = sorted(steps) if known else [_short(name, names) for name in names]
 
     def model(label: Any, name: str) -> Model:
-        def load(tokenizer: str | None, device: torch.device, dtype: torch.dtype) -> MaskGIT:
-            return MaskGIT.from_pretrained(name, tokenizer, device=device, dtype=dtype)
+        def load(settings: ModelSettings, device: torch.device) -> MaskGIT:
+            return dataclasses.replace(settings, model=name).load(device)
 
         return Model(label, _short(name, names), load, lambda: weights_fingerprint(name))
 
@@ -173,8 +174,9 @@ def run_models(run: Path, wanted: Sequence[int] | None, average: bool) -> list[M
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             return f"{weights_fingerprint(*files)} {'average' if average else 'last'}"
 
-        def load(tokenizer: str, device: torch.device, dtype: torch.dtype) -> MaskGIT:
-            decoder = load_any(tokenizer, TOKENIZERS, device=device, dtype=dtype)
+        def load(settings: ModelSettings, device: torch.device) -> MaskGIT:
+            dtype = settings.torch_dtype
+            decoder = load_any(settings.tokenizer, TOKENIZERS, device=device, dtype=dtype)
             transformer = export.load(run, step, average)[0].to(device=device, dtype=dtype)
             return MaskGIT(transformer, decoder).arrange()
 

@@ -191,7 +191,7 @@ class Sweeping:
             self._loaded = None
             spec: Model = self.models[index]
             settings = self.job.settings
-            model = spec.load(settings.tokenizer, self.device, settings.torch_dtype)
+            model = spec.load(settings, self.device)
             if index and (model.image_size, model.num_classes) != (self.size, self.num_classes):
                 raise ValueError(
                     f"{spec.name}: {model.num_classes} classes at {model.image_size} px, the first model "
@@ -212,6 +212,8 @@ class Sweeping:
             "metrics": self.metrics, "features": context.extractor.fingerprint,
             "neighbours": measure.neighbours, "splits": measure.splits, "shuffle": measure.shuffle,
         }  # fmt: skip
+        told = {name: value for name, value in settings.given.items() if value is not None}
+        shared |= {"told": told} if told else {}
         if measure.reference:
             shared["reference"] = reference_fingerprint(
                 measure.reference, self.size, measure.num_reference
