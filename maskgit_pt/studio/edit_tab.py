@@ -225,7 +225,7 @@ def _masked(
 ) -> tuple[np.ndarray, np.ndarray, Bbox | None]:
     """The photo, with margins if any, what is to be regenerated bool [H, W], and the box if there is one."""
     if margins.strip():
-        array, pixels = editing.extend(array, _numbers(margins, "margins"))
+        array, pixels = editing.add_margins(array, _numbers(margins, "margins"))
         return array, pixels, None
     if box.strip():
         found = Bbox(*_numbers(box, "box"))
