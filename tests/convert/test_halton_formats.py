@@ -18,6 +18,8 @@ from convert.formats.recognise import open_checkpoint, recognise
 from maskgit_pt import MaskGIT
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.halton_transformer import PUBLISHED_HEADS
+from maskgit_pt.networks import TOKENIZERS, TRANSFORMERS
+from maskgit_pt.pretrained import load_any
 
 # File -> format, attention heads, wrapper.
 FILES = {
@@ -297,6 +299,23 @@ def test_three_commands(published, tmp_path, monkeypatch, capsys):
     back, before = load(tmp_path / "back.pth"), load(published / "transformer_A.pth")
     back, before = back["model_state_dict"], before["model_state_dict"]
     assert list(back) == list(before) and all(torch.equal(back[k], before[k]) for k in back)
+
+
+def test_file_in_a_hub_repository(published, monkeypatch):
+    """Named by the repository and the file in it, as these are published."""
+    asked = []
+
+    def download(repository, **options):
+        asked.append(repository)
+        return published
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    name = "llvictorll/Halton-Maskgit/transformer_A.pth"
+    model = load_any(name, TRANSFORMERS, num_heads=4)
+    assert set(asked) == {"llvictorll/Halton-Maskgit"}
+    assert model.model_type == "halton_transformer" and not model.training
+    vq = load_any("FoundationVision/LlamaGen/vq_tiny.pt", TOKENIZERS)
+    assert vq.model_type == "llamagen_vq"
 
 
 def test_images_of_the_converted_files_are_the_recorded_ones(published, tmp_path):
