@@ -106,7 +106,7 @@ def record_main() -> int:
         else:
             subject = subjects.seeded(code, SIZES[RECORD.size], Path(work), RECORD.seed)
             facts["drawn"] = {"size": RECORD.size, "seed": RECORD.seed}
-        batch = RECORD.batch_size or (1 if subject.full_size else 2)
+        batch = RECORD.batch_size or (1 if record.is_large(subject) else 2)
         options = record_decoding.Options(batch, RECORD.steps, seed=RECORD.seed)
         picture, _ = subjects.load_picture(RECORD.image, subject.config.image_size)
         with replacing(output) as temporary:

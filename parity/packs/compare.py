@@ -216,14 +216,29 @@ class Judge:
             message = "a near tie fell the other way here; later steps of this run are not compared"
             return Record(title, True, tolerance="equal", agreement=agreement, message=message)
         where = _index(np.argwhere(unequal & ~close)[0])
-        known = self.pack.whole(f"{run.prefix}state")[step][where] != MASK
-        what = "a token that was known before this step" if known else "a token"
         message = (
-            f"{np.count_nonzero(unequal)} of {unequal.size} differ, first {what} at {where}: "
-            f"{theirs[where]}, recorded {recorded[where]}"
+            f"{np.count_nonzero(unequal)} of {unequal.size} differ: {theirs[where]}, recorded "
+            f"{recorded[where]}, first at {where}"
         )
+        again, kept = self._masked_otherwise(run, step, theirs)
+        if (again | kept).any():
+            where = _index(np.argwhere(again | kept)[0])
+            title = f"{run.prefix}next, step {run.start_iter + step - 1}"
+            what = "masked again" if again[where] else "kept"
+            message = f"the token at {where} was {what}, unlike in the record; {message}"
         return Record(title, False, where=where, tolerance="equal", agreement=agreement,
                       message=message, strain=np.inf)  # fmt: skip
+
+    def _masked_otherwise(
+        self, run: Run, step: int, theirs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where a guess shows that the step before masked, or kept, what the record did not: [B, N]."""
+        if step == 0:
+            return np.zeros(theirs.shape, bool), np.zeros(theirs.shape, bool)
+        known = self.pack.whole(f"{run.prefix}state")[step] != MASK
+        recorded, before = self.pack.whole(f"{run.prefix}sampled")[step - 1 : step + 1][::-1]
+        unequal = theirs != recorded
+        return unequal & known, unequal & ~known & (theirs == before)
 
 
 def _difference(

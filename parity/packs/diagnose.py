@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,9 +19,12 @@ from parity.packs.theirs import Theirs, run_of
 Arrays = dict[str, np.ndarray]
 _MOST_LAYERS = 4  # up to which single matrices are tried in every layer
 _PAIRS_OF = 3  # how many of the best single causes are tried with a second
-_UNEQUAL = 0.005  # share of integers that near ties may change
+_UNEQUAL = 0.005  # share of integers that near ties may change ...
+_LEFT = 0.05  # ... and share of the unequal ones that a cause may leave
 _FEWEST = 3  # unequal integers: fewer are no ground to name a cause
+_FEWEST_FOR_PAIRS = 10
 _SHARE_OF_ROUNDING = 0.25
+_SECONDS = 60.0  # how long one part is searched; small networks take a second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +74,6 @@ class Fit:
     count: int
     distance: float
 
-    @property
-    def within(self) -> bool:
-        return self.strain <= 1 and self.unequal <= _UNEQUAL
-
 
 class Diagnosis:
     """Searches for the mistakes of one part.
@@ -94,19 +94,20 @@ class Diagnosis:
         run: Callable[[Sequence[Mistake]], Arrays],
         wider: "Callable[[], Diagnosis] | None" = None,
     ):
-        self.wider = wider
+        self.wider, self.started = wider, time.monotonic()
         self.part, self.judge, self.given, self.run = part, judge, given, run
+        self.floats = any(values.dtype.kind == "f" for values in given.values())
         self.sound = self._fit(())
 
     def search(self, candidates: Sequence[Mistake]) -> Cause:
         """The one or two of the candidates that explain the difference, or none."""
-        floats = any(values.dtype.kind == "f" for values in self.given.values())
-        if not floats and self.sound.count < _FEWEST:
+        if not self.floats and self.sound.count < _FEWEST:
             return self._unknown(f"{self.sound.count} differing integers are too few to tell")
-        fits = [(mistake, self._fit((mistake,))) for mistake in candidates]
+        fits = [(m, self._fit((m,))) for m in candidates if self._has_time()]
+        tried = len(fits)
         fits = [(mistake, fit) for mistake, fit in fits if np.isfinite(fit.distance)]
         fits.sort(key=lambda pair: pair[1].distance)
-        exact = [(m, f) for m, f in fits if f.within or self._rounds_as_much((m,), f)]
+        exact = [(m, f) for m, f in fits if self._within(f) or self._rounds_as_much((m,), f)]
         if len(exact) > 1 and self.wider is not None:
             return self.wider().search([mistake for mistake, _ in exact])
         if exact:
@@ -116,7 +117,14 @@ class Diagnosis:
         rounded = [(m, f) for m, f in fits if m.rounds and self._like_rounding(f)]
         if rounded:
             return self._cause((rounded[0][0],), rounded[0][1], False)
+        if tried < len(candidates):
+            return self._unknown(f"{tried} of {len(candidates)} known mistakes were tried in time")
+        if not self.floats and self.sound.count < _FEWEST_FOR_PAIRS:
+            return self._unknown("no known mistake explains it")
         return self._search_pairs(candidates, fits)
+
+    def _has_time(self) -> bool:
+        return time.monotonic() - self.started < _SECONDS
 
     def _search_pairs(
         self, candidates: Sequence[Mistake], fits: list[tuple[Mistake, Fit]]
@@ -125,14 +133,17 @@ class Diagnosis:
             if fit.distance >= self.sound.distance:
                 break
             pairs = [(first, second) for second in candidates if second is not first]
-            found = [(pair, self._fit(pair)) for pair in pairs]
+            found = [(pair, self._fit(pair)) for pair in pairs if self._has_time()]
+            if not found:
+                break
             pair, best = min(found, key=lambda item: item[1].distance)
-            if best.within or self._rounds_as_much(pair, best):
+            if self._within(best) or self._rounds_as_much(pair, best):
                 return self._cause(pair, best, True)
         best = fits[0][1] if fits else self.sound
         return self._unknown(
-            f"none of {len(candidates)} known mistakes, nor two of them, explains it; the nearest "
-            f"leaves {min(1.0, best.distance / self.sound.distance):.0%} of it"
+            f"none of {len(candidates)} known mistakes explains it"
+            + (", nor do two of them" if self._has_time() else "; not all pairs were tried in time")
+            + f"; the nearest leaves {min(1.0, best.distance / self.sound.distance):.0%} of it"
         )
 
     def _fit(self, chosen: Sequence[Mistake]) -> Fit:
@@ -163,9 +174,15 @@ class Diagnosis:
             total += float(np.square(off).mean())
         return Fit(strain, unequal, count, float(np.sqrt(total)))
 
+    def _within(self, fit: Fit) -> bool:
+        return fit.strain <= 1 and self._near_ties_alone(fit)
+
+    def _near_ties_alone(self, fit: Fit) -> bool:
+        return fit.unequal <= _UNEQUAL and fit.count <= _LEFT * self.sound.count
+
     def _rounds_as_much(self, chosen: Sequence[Mistake], fit: Fit) -> bool:
         """Whether what is left is the rounding of the mistaken network, which may exceed our bounds."""
-        if fit.distance > 1e-3 * self.sound.distance or fit.unequal > _UNEQUAL:
+        if fit.distance > 1e-3 * self.sound.distance or not self._near_ties_alone(fit):
             return False
         if self.part == "decoding" or any(mistake.rounds for mistake in chosen):
             return False
@@ -180,11 +197,10 @@ class Diagnosis:
 
     def _like_rounding(self, fit: Fit) -> bool:
         """Rounding alike: correlated with ours of that kind, and nowhere larger than bfloat16's."""
-        if 1 - fit.distance / self.sound.distance < _SHARE_OF_ROUNDING:
+        if not self.floats or 1 - fit.distance / self.sound.distance < _SHARE_OF_ROUNDING:
             return False
-        return Diagnosis.fit(
-            self, self.run(()), {n: self._half_bound(n) for n in self.given}
-        ).strain <= 1.5  # fmt: skip
+        bounds = {name: self._half_bound(name) for name in self.given}
+        return self.fit(self.run(()), bounds).strain <= 1.5
 
     def _half_bound(self, name: str) -> float | None:
         entry = self.judge.pack.entries.get(name)

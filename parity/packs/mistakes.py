@@ -85,7 +85,7 @@ def of_transformer(model: Transformer, codes: int, layers: list[int]) -> list[Mi
             patch = changed(lambda m, i=which, p=part: _transpose_attention(m, i, p))
             found.append(Mistake(f"matrix of the {part} projection transposed{where}", patch))
         patch = changed(lambda m, i=which: _permute_projections(m, i))
-        found.append(Mistake(f"query and key exchanged with the value's place{where}", patch))
+        found.append(Mistake(f"projections in the order value, query, key{where}", patch))
     found.append(Mistake("matrix mlm_dense of the head transposed", changed(_transpose_head)))
     found += [
         Mistake(name, given=lambda ids, f=change: _with_class(ids, f))
@@ -109,6 +109,8 @@ def roundings() -> list[Mistake]:
     """Arithmetic of fewer bits."""
     return [
         Mistake("bfloat16 instead of float32 (weights and activations)", rounding.in_bfloat16,
+                rounds=True),
+        Mistake("float16 instead of float32 (weights and activations)", rounding.in_float16,
                 rounds=True),
         Mistake("bfloat16 products (autocast)", rounding.autocast, rounds=True),
         Mistake("weights rounded to bfloat16", rounding.rounded_weights(torch.bfloat16), rounds=True),

@@ -30,6 +30,7 @@ from parity.subjects import Subject
 # Elements of the largest array that is stored whole, and most bytes of weights that a pack carries.
 _LIMITS = {False: 4096, True: 1 << 16}
 _MOST_WEIGHTS = 4 << 20
+_LARGE = 64 << 20  # bytes of weights from which on arrays are thinned more
 DARK = 0.01  # brightness of every second image: there GroupNorm's epsilon counts
 BEST = 4  # how many of the nearest codes are kept
 ABOUT = (
@@ -114,13 +115,13 @@ def record(
       facts: for the manifest: where the weights came from.
       with_weights: put them into the pack if they are small.
     """
-    limit = _LIMITS[subject.full_size]
+    limit = _LIMITS[is_large(subject)]
     found: list[tuple[Entry, np.ndarray]] = []
     if subject.transformer is not None:
         progress("transformer: layers, logits, gradients in float32 and float64")
         ids = checks_transformer.make_ids(subject.transformer, options.batch_size, options.seed)
         recorder = Recorder("transformer.safetensors", limit)
-        record_transformer(recorder, subject.transformer, ids, subject.full_size)
+        record_transformer(recorder, subject.transformer, ids, is_large(subject))
         found += recorder.found
     if subject.tokenizer is not None:
         progress("tokenizer: maps, indices, images in float32 and float64")
@@ -226,6 +227,11 @@ def _gradients(
 
     value, gradients = jit(jax.value_and_grad(loss))(pair.variables)
     return np.asarray(value), weights.flatten(gradients)
+
+
+def is_large(subject: Subject) -> bool:
+    """Whether the models are of about the published size."""
+    return sum(path.stat().st_size for path in subject.checkpoints.values()) > _LARGE
 
 
 def make_images(picture: np.ndarray, batch: int) -> np.ndarray:

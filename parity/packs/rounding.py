@@ -30,6 +30,11 @@ def in_bfloat16(model: nn.Module) -> contextlib.AbstractContextManager:
     return in_dtype(model, torch.bfloat16)
 
 
+def in_float16(model: nn.Module) -> contextlib.AbstractContextManager:
+    """Weights and activations in float16."""
+    return in_dtype(model, torch.float16)
+
+
 def autocast(model: nn.Module) -> contextlib.AbstractContextManager:
     """Products in bfloat16, as PyTorch's autocast does."""
     return torch.autocast("cpu", torch.bfloat16)

@@ -29,7 +29,7 @@ class Case:
     Attributes:
       name: for people.
       part: "transformer", "encoder", "decoder" or "decoding".
-      first: the array that must be named as the first to differ.
+      first: the array that must be named as the first to differ; in decoding its last word.
       cause: words that the cause must contain; None: it must be unknown.
       context: puts the mistake into our modules.
       given: changes the input.
@@ -278,7 +278,6 @@ def _decide_by_probability(cur, unknown, logits, mask_len, temperature, noise, m
 def cases(codes: int, classes: int) -> list[Case]:
     """All forty, for a pack of that many codes and classes."""
     attention = "transformer.layers.0.attention.self_attention"
-    guess = "decoding.generation.original.sampled"
     logits = ("transformer.logits",)
     norm, group = nn.LayerNorm, nn.GroupNorm
 
@@ -291,8 +290,8 @@ def cases(codes: int, classes: int) -> list[Case]:
     def D(name, first, cause, context=None, **more):
         return Case(name, "decoder", f"tokenizer.{first}", cause, **_given(context, more))
 
-    def S(name, cause, context):
-        return Case(name, "decoding", guess, cause, context)
+    def S(name, first, cause, context):
+        return Case(name, "decoding", first, cause, context)
 
     erf = patched(maskgit_transformer, "gelu", F.gelu)
     known = [
@@ -343,12 +342,12 @@ def cases(codes: int, classes: int) -> list[Case]:
           _block(lambda x, h, y: h)),
         D("codes not moved to NCHW", "decoder.conv_in", ("NHWC order",),
           patched(vqgan_tokenizer.VectorQuantizer, "decode_ids", _flat_lookup)),
-        S("noise in the other layout", ("layout",), lambda m: holding(SWAP_LAYOUT, True)),
-        S("counts in float64", ("float64",), _plan(torch.float64, torch.floor)),
-        S("counts rounded up", ("rounded up",), _plan(torch.float32, torch.ceil)),
-        S("<= in masking", ("<=",), patched(parallel_decode, "_lowest", _inclusive)),
-        S("all logits sampled", ("all logits",), lambda m: holding(NUM_LOGITS, None)),
-        S("noise on known positions", ("known positions",),
+        S("noise in the other layout", "sampled", ("layout",), lambda m: holding(SWAP_LAYOUT, True)),
+        S("counts in float64", "next", ("float64",), _plan(torch.float64, torch.floor)),
+        S("counts rounded up", "next", ("rounded up",), _plan(torch.float32, torch.ceil)),
+        S("<= in masking", "next", ("<=",), patched(parallel_decode, "_lowest", _inclusive)),
+        S("all logits sampled", "sampled", ("all logits",), lambda m: holding(NUM_LOGITS, None)),
+        S("noise on known positions", "next", ("known positions",),
           patched(parallel_decode, "decide", _decide_with_noise_on_known)),
     ]  # fmt: skip
     unknown = [
@@ -364,7 +363,7 @@ def cases(codes: int, classes: int) -> list[Case]:
         E("ReLU instead of swish", "encoder.res_blocks.0", None,
           with_attributes(vqgan_tokenizer.ResBlock, activation_fn=F.relu)),
         D("16 groups", "decoder.res_blocks.0", None, with_attributes(group, num_groups=16)),
-        S("noise added to the probability", None,
+        S("noise added to the probability", "next", None,
           patched(parallel_decode, "decide", _decide_by_probability)),
     ]  # fmt: skip
     return known + unknown

@@ -93,7 +93,7 @@ def found_at(report, case) -> bool:
     """Whether the first difference is where the mistake is; in decoding any run may show it first."""
     first = report.first.name.split(",")[0]
     if case.part == "decoding":
-        return first.startswith("decoding.") and first.endswith(".sampled")
+        return first.startswith("decoding.") and first.rpartition(".")[2] == case.first
     return first == case.first
 
 
