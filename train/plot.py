@@ -48,7 +48,7 @@ def draw(curves: dict[str, list[dict[str, float]]], output: Path, smooth: float 
     """Writes the picture.
 
     Args:
-      curves: for each run its lines, see `reports.read_metrics`.
+      curves: for each run its lines, see `metrics.read_metrics`.
       output: PNG file.
       smooth: see `--smooth`.
 

@@ -35,7 +35,7 @@ NETWORKS = {TOKENIZER: "tokenizer", DISCRIMINATOR: "discriminator"}  # ours -> k
 
 
 def write_images(folder: Path, side: int = 8) -> None:
-    """Smooth random pictures, in the layout that `train.images` reads."""
+    """Smooth random pictures, in the layout that `train.data.images` reads."""
     rng = np.random.default_rng(0)
     (folder / "a class").mkdir(parents=True)
     for number in range(_IMAGES):

@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "tokens": "",  # a folder of `maskgit-tokenize`; or
                 "images": "",  # images, tokenized while training by `tokenizer`
                 "split": "",  # of `images`, in the Kaggle layout: train or val
-                "crop": "random_resized+flip",  # of `images`; see `train.images.crop`
+                "crop": "random_resized+flip",  # of `images`; see `train.data.images.crop`
                 "num_workers": 4,  # reading processes for each training process
             },
             # The tokenizer's folder, file or hub id: for pictures, and to tokenize `data.images`.
@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
                 # True: attention dropout as in Flax, one mask for batch and heads; no flash attention.
                 "broadcast_dropout": False,
             },
-            "mask_scheduling_method": "cosine",  # see `train.masking.mask_ratios`
+            "mask_scheduling_method": "cosine",  # see `train.data.masking.mask_ratios`
             "min_masking_rate": 0.0,  # smaller ratios are raised to this
             "independent_masks": False,  # True: each token by its own coin instead of an exact count
             "label_drop_rate": 0.1,  # labels replaced by the mask token, for guidance

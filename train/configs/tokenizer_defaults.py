@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
             "data": {
                 "images": "",
                 "split": "",  # in the Kaggle layout: train or val
-                "crop": "random_resized+flip",  # see `train.images.crop`
+                "crop": "random_resized+flip",  # see `train.data.images.crop`
                 "num_workers": 8,  # reading processes for each training process
             },
             # The network; quantizer "vq" or "gumbel". A tuple can be changed on the command line.

@@ -55,7 +55,7 @@ def open_source(path: str | os.PathLike, image_size: int | None = None) -> Sourc
     """Opens a folder, a collection of tar files, or an npz file.
 
     Args:
-      path: a folder with images in it, or with folders of images, or what `train.images.open_images`
+      path: a folder with images in it, or with folders of images, or what `train.data.images.open_images`
         accepts; or an npz file with `arr_0`, uint8 [N, H, W, 3] (the ADM evaluator's layout).
       image_size: crop the images of a folder to this square; default: they must have one size.
 
@@ -134,7 +134,7 @@ class CollectionSource(Source):
     Args:
       images: the files.
       path: of the collection.
-      image_size: crop to this square, as `train.images.crop` does with kind "center".
+      image_size: crop to this square, as `train.data.images.crop` does with kind "center".
     """
 
     def __init__(self, images: Images, path: Path, image_size: int | None = None):

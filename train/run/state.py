@@ -26,7 +26,7 @@ class TrainState:
       models: what is trained, by name.
       averages: their moving averages, by the same names; may be empty.
       optimizers: by name of the model.
-      sums: float64 [2, metrics], of this process (see `reports.Metrics`).
+      sums: float64 [2, metrics], of this process (see `metrics.Metrics`).
       step: how many steps are done.
     """
 
