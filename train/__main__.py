@@ -82,7 +82,7 @@ def _describe(config: object, processes: Processes) -> None:
     work *= config.num_train_steps * config.batch_size
     hours = work / 312e12 / 0.5 / 3600
     about |= {
-        "all steps": f"{work / 1e18:,.3g} EFLOP, {hours:,.4g} A100-hours at half of 312 TFLOP/s"
+        "all steps": f"{work / 1e18:,.3g} EFLOP, {hours:,.4g} A100-hours at half of 312 TFLOP/s (modelled)"
     }
     for name, value in about.items():
         print(f"{name}: {value}")

@@ -3,7 +3,8 @@
     torchrun --nproc_per_node=8 --no-python maskgit-train --config=best256 --output=runs/best256 \\
         --config.data.tokens=tokens256 --config.tokenizer=tokenizer256
 
-Cost: 1,500,000 steps of 256 images are 107 EFLOP: 190 A100-hours at half of the peak rate (312 TFLOP/s).
+Cost: 1,500,000 steps of 256 images are 107 EFLOP: 190 A100-hours at half of the peak rate (312 TFLOP/s),
+modelled.
 Expected: about FID 4.86, IS 222.7 (8 steps, linear-r guidance 3, choice temperature 10): what xyfJASON's
 maskgit-pytorch, the best public retraining, reports for nearly these settings. Not repeated here.
 

@@ -3,7 +3,8 @@
     torchrun --nproc_per_node=8 --no-python maskgit-train --config=official256 --output=runs/official256 \\
         --config.data.tokens=tokens256 --config.tokenizer=tokenizer256
 
-Cost: 2,000,000 steps of 256 images are 143 EFLOP: 254 A100-hours at half of the peak rate (312 TFLOP/s).
+Cost: 2,000,000 steps of 256 images are 143 EFLOP: 254 A100-hours at half of the peak rate (312 TFLOP/s),
+modelled.
 Expected: FID 6.06 after 8 steps of the official sampler without guidance, as published; not repeated here.
 
 What they published is the configuration, not the trainer. `min_masking_rate` is read as the least share of

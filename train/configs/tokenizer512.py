@@ -4,8 +4,8 @@
         --config.data.images=imagenet/train --config.perceptual_weights=resnet50.pth
 
 Cost: 1,000,000 steps of 256 images, each 4,233 GFLOP (counted, not measured), are 1,084 EFLOP: 1,930
-A100-hours at half of the peak rate. Activations take about 5 GB an image: 32 GPUs of 80 GB, or a smaller
-batch.
+A100-hours at half of the peak rate, modelled. Activations take about 5 GB an image: 32 GPUs of 80 GB,
+or a smaller batch.
 Expected: Google's own 512 px tokenizer, another file than the 256 px one but of the same network, has a
 reconstruction FID of 1.97, as its README says; not repeated here.
 

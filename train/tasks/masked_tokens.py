@@ -159,12 +159,14 @@ class MaskedTokens(Task):
         _check_sampling(config, model, tokens.tokenizer)
         parameters = sum(p.numel() for p in model.parameters())
         order, work = tokens.batches.order, _work_per_image(config, tokens)
+        memory = networks.memory_of_training(config, tokens.num_codes, tokens.num_tokens)
         return {
             "parameters": f"{parameters:,}",
             "images": f"{order.num_images:,} x {order.crops} crops",
             "tokens an image": f"{tokens.num_tokens} of {tokens.num_codes} codes",
             "steps an epoch": f"{order.num_images / config.batch_size:,.1f}",
             "work an image": f"{work / 1e9:.1f} GFLOP",
+            "memory (modelled)": f"{memory.fixed / 1e9:.2f} GB and {memory.an_image / 1e9:.2f} GB an image",
         }, work
 
     def _make_average(self) -> optimizers.Average:
