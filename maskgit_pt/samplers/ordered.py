@@ -98,6 +98,7 @@ class HaltonSampler(OrderedSampler):
     keep_known: bool = setting(True, KEEP_KNOWN)
 
     name = "halton"
+    more_steps_than_tokens = True  # the surplus does nothing, as in the authors' code
 
     def begin(self, tokens: Tensor) -> State:
         state = super().begin(tokens)

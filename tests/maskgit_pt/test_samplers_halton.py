@@ -316,6 +316,13 @@ def test_one_step_and_few_tokens():
     assert Confidence2025Sampler(20).known_after(16)[-5:] == [16] * 5
 
 
+def test_more_steps_than_tokens():
+    options = model("B").decoding("halton", steps=20)
+    labels, noise = torch.tensor([1]), torch.Generator().manual_seed(0)
+    result = model("B").sample(labels, noise, options, return_steps=True)
+    assert result.masks.flatten(2)[0].sum(-1).tolist() == [*range(15, -1, -1), 0, 0, 0, 0]
+
+
 def test_images_are_in_unit_range():
     result = model("B").generate([1, 2], sampler="halton", steps=4)
     assert result.images.shape == (2, 3, 16, 16)
