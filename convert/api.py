@@ -237,14 +237,17 @@ def _verify(
       ValueError: it differs; names the tensor.
     """
     unstated = [source.config.get(name) for name in ("num_attention_heads", "num_codes")]
-    back = reopen(writer, written, Given(*unstated))
+    input, output = names
+    try:
+        back = reopen(writer, written, Given(*unstated))
+    except ValueError as error:
+        raise ValueError(f"{output}: {_FAILED} {error}") from None
     tensors, tensors_back = list(source.tensors), list(back.tensors)
     config, config_back = source.config, back.config
     if not writer.KEEPS_ORDER:
         tensors, tensors_back = sorted(tensors), sorted(tensors_back)
     if not writer.KEEPS_CONFIG:
         config, config_back = infer.visible(config), infer.visible(config_back)
-    input, output = names
     if tensors != tensors_back or config != config_back:
         raise ValueError(f"{output}: {_FAILED} names, order or configuration differ from {input}")
     buffers = Buffer(), Buffer()

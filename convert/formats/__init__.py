@@ -23,7 +23,6 @@ from convert.formats.format import Format
 FORMATS: tuple[Format, ...] = (
     safetensors.FORMAT,
     flax.FORMAT,
-    orbax.FORMAT,
     hmorimitsu.FORMAT,
     open_muse.FORMAT,
     titok_format.FORMAT,
@@ -33,5 +32,6 @@ FORMATS: tuple[Format, ...] = (
     taming.FORMAT,
     halton.FORMAT,
     llamagen.FORMAT,
+    orbax.FORMAT,
 )
 BY_NAME = {form.NAME: form for form in FORMATS}

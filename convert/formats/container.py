@@ -38,6 +38,7 @@ class Container:
       chunks: of Flax, tensor -> elements per chunk.
       folder: the folder that was named instead of the file, else None.
       files: the files that hold the tensors, if `path` does not.
+      compressed: whether the numbers may take more than the files.
       release: gives memory back that reading took.
     """
 
@@ -52,6 +53,7 @@ class Container:
     chunks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     folder: Path | None = None
     files: tuple[Path, ...] = ()
+    compressed: bool = False
     release: Callable[[], None] = lambda: None
 
     @property

@@ -161,7 +161,8 @@ class Format:
         config = rules.target(kind, config)[2]
         self._close_books(kind, config, shapes)
         _check_given(config, given)
-        _check_extent(stored, container)
+        if not container.compressed:
+            _check_extent(stored, container)
         found = {piece.official: piece.to_official(stored[piece.torch]) for piece in pieces}
         order, chunks = self.official_layout(container, found)
         return Checkpoint(

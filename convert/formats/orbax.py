@@ -14,7 +14,7 @@ from convert.checkpoint import Checkpoint
 from convert.files import dtypes
 from convert.formats.container import Container
 from convert.formats.flax import Flax
-from convert.formats.state_dicts import StateDict, flax_contents
+from convert.formats.state_dicts import flax_contents
 from convert.rows import Outgoing
 
 
@@ -25,9 +25,6 @@ class Orbax(Flax):
     PACKINGS = ("Orbax",)
     KEEPS_ORDER = False
     WHOLE_FOLDER = True
-
-    def likeness(self, state: StateDict, container: Container) -> float:
-        return super().likeness(state, container) if container.packing == "Orbax" else 0.0
 
     def pack(self, source: Checkpoint, path: Path, tensors: Outgoing, packing: str) -> None:
         import ml_dtypes
@@ -60,7 +57,9 @@ def open_orbax(path: Path) -> Container:
         raise ValueError(f"holds a {type(tree).__name__}, not a tree of tensors")
     layout, found = flax_contents(flax_msgpack.map_leaves(tree, _tensor))
     layout = f"Orbax ({layout})"
-    return Container(path, "Orbax", layout, found.candidates, found.values, found.left_out)
+    return Container(
+        path, "Orbax", layout, found.candidates, found.values, found.left_out, compressed=True
+    )
 
 
 def _tensor(leaf: Any) -> Any:
