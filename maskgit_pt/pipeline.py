@@ -566,7 +566,7 @@ def _check_batch_size(batch_size: int) -> None:
 def _check_resolution(image_size: int, tokenizer: nn.Module, source: str | os.PathLike) -> None:
     """Official tokenizers of 256 and 512 px have the same shapes; only the configuration may tell."""
     pixels = tokenizer.to_config().get("vqvae", {}).get("pixels")
-    if pixels is not None and pixels != image_size:
+    if pixels is not None and image_size in (256, 512) and pixels != image_size:
         raise ValueError(
             f"{source}: its configuration says that the tokenizer is for {pixels} px, while the model makes "
             f"images of {image_size} px; give the one for {image_size} px"
