@@ -18,6 +18,7 @@ from maskgit_pt import MaskGIT, sample
 from maskgit_pt.command_line import run
 from train import evaluate
 from train.evaluation import extraction, reconstruction
+from train.evaluation.kernel_distance import kernel_distance
 
 TRANSFORMER = f"--model={OFFICIAL / 'tiny_transformer_checkpoint'}"
 TOKENIZER = f"--tokenizer={OFFICIAL / 'tiny_tokenizer_checkpoint'}"
@@ -123,6 +124,26 @@ def test_metrics_and_settings(sets):
     assert call(*args, "--num_samples=20", "--num_reference=30") == 0
     assert result()["protocol"]["samples"]["subset"] == "the first 20 of 50"
     assert result()["protocol"]["reference"]["subset"] == "evenly spread 30 of 60"
+
+
+def test_kernel_distance(sets):
+    """By hand on all images: where a subset holds them all, every one gives the same."""
+    assert call("--samples=samples", "--reference=reference.npz", "--features=pixels",
+                "--metrics=kid") == 0  # fmt: skip
+    found = result()["metrics"]
+    assert set(found) == {"pixels_kernel_distance", "pixels_kernel_distance_std"}
+    assert "100 subsets" in result()["protocol"]["kid"]
+    x, y = (np.random.default_rng(seed).normal(seed, 1, (40, 5)) for seed in (0, 1))
+
+    def kernel(a, b):
+        return (a @ b.T / 5 + 1) ** 3
+
+    xx, yy = kernel(x, x), kernel(y, y)
+    expected = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (40 * 39) - 2 * kernel(x, y).mean()
+    mean, deviation = kernel_distance(x, y)
+    assert mean == pytest.approx(expected, rel=1e-9) and deviation < 1e-9
+    with pytest.raises(ValueError, match="of one length"):
+        kernel_distance(x, y[:, :3])
 
 
 def test_reference_is_cropped_and_jpegs_are_named(tmp_path, sets):
@@ -267,7 +288,7 @@ def test_bad_input(sets, tmp_path, capsys):
         return lines[0]
 
     good = ["--samples=samples", "--reference=reference"]
-    assert "unknown; accepted: fid, inception_score" in error(*good, "--metrics=kid")
+    assert "unknown; accepted: fid, inception_score" in error(*good, "--metrics=kad")
     assert "missing" in error("--reference=reference", code=2)
     assert "--steps belongs to --model" in error(*good, "--steps=3", code=2)
     assert "--splits does not go with --images" in error(

@@ -277,7 +277,7 @@ def test_bad_input(call, folder, tmp_path, capsys):
     assert "schedule is 'sine'" in error("--grid=schedule=cosine,sine", code=1)
     assert "has no eta" in error("--grid=eta=1,2", code=1)
     assert "nowhere.npz: no such file" in error(*GRID, "--reference=nowhere.npz", code=1)
-    assert "metric 'kid' is unknown" in error(*GRID, "--metrics=kid", code=1)
+    assert "metric 'kad' is unknown" in error(*GRID, "--metrics=kad", code=1)
     assert "--labels" in error(*GRID, "--labels=10", code=1)
     assert "nowhere" in error(*GRID, f"--model={tmp_path / 'nowhere'}", code=1)
     assert not cell_files(tmp_path)

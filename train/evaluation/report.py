@@ -10,11 +10,13 @@ from typing import Any
 
 _COLUMNS = {
     "fid": "FID", "rfid": "rFID", "inception_score": "IS", "psnr": "PSNR (dB)", "ssim": "SSIM",
-    "lpips": "LPIPS",
+    "lpips": "LPIPS", "kid": "KID",
 }  # fmt: skip
 _NOT_INCEPTION = {
     "fid": "frechet_distance",
     "rfid": "reconstruction_frechet_distance",
+    "kid": "kernel_distance",
+    "kid_std": "kernel_distance_std",
     "inception_score": "class_score",
     "inception_score_std": "class_score_std",
 }

@@ -11,11 +11,14 @@ from train.evaluation.context import Context
 from train.evaluation.extraction import Arrays
 from train.evaluation.frechet import frechet_distance
 from train.evaluation.inception_score import inception_score
+from train.evaluation.kernel_distance import SUBSET_SIZE, SUBSETS, kernel_distance
 from train.evaluation.reference import Reference, load_reference
 from train.evaluation.report import Evaluation, check_metrics, metric_name, versions
 from train.evaluation.sources import ArraySource, Source, open_source
 
-METRICS = ("fid", "inception_score", *manifold.METRICS)
+METRICS = ("fid", "inception_score", *manifold.METRICS, "kid")
+BY_DEFAULT = METRICS[:-1]  # the Kernel Inception Distance is for those who ask
+_OF_FEATURES = (*manifold.METRICS, "kid")  # need the reference's features, not only statistics
 Images = Source | np.ndarray | str | os.PathLike
 
 
@@ -41,7 +44,8 @@ def evaluate(
       samples: a source, uint8 [N, H, W, 3], or a path (see `sources.open_source`).
       reference: likewise, or a path to statistics (see `reference.load_reference`); None: only the
         Inception Score.
-      metrics: some of `METRICS`; default: all for which samples and reference have what it takes.
+      metrics: some of `METRICS`; default: all of `BY_DEFAULT` for which samples and reference have what it
+        takes.
       neighbours: which neighbour makes a radius.
       splits, shuffle: of the Inception Score.
       image_size: crop a reference folder to this; default: to the samples' size.
@@ -56,7 +60,7 @@ def evaluate(
       ImportError: the extra 'eval' is not installed.
       OSError, ValueError: bad input; one line says what was found and what is accepted.
     """
-    wanted = check_metrics(metrics, METRICS)
+    wanted = check_metrics(BY_DEFAULT if metrics is None else metrics, METRICS)
     source = as_source(samples, "samples")
     context = context or Context.make(**how)
     plan = _Plan(context, wanted, metrics is not None, neighbours, splits, shuffle)
@@ -65,7 +69,7 @@ def evaluate(
     if reference is not None:
         compared = load_reference(
             reference, context, source, image_size=image_size, count=reference_count,
-            with_features=plan.needs_neighbours,
+            with_features=plan.needs_features,
         )  # fmt: skip
     plan.drop_impossible(compared)
     found = context.features(source, "samples", logits="inception_score" in plan.metrics)
@@ -108,6 +112,10 @@ class _Plan:
     def needs_neighbours(self) -> bool:
         return any(name in self.metrics for name in manifold.METRICS)
 
+    @property
+    def needs_features(self) -> bool:
+        return any(name in self.metrics for name in _OF_FEATURES)
+
     def check(self, count: int, has_reference: bool) -> None:
         """Complains about what cannot work, before hours are spent on it."""
         extractor = self.context.extractor
@@ -137,7 +145,7 @@ class _Plan:
             missing = (
                 f"the reference's features; {compared.protocol.get('name')} holds statistics alone"
             )
-            self._leave_out(manifold.METRICS, missing)
+            self._leave_out(_OF_FEATURES, missing)
 
     def _check_neighbours(self, count: int, what: str) -> None:
         if not 1 <= self.neighbours < count:
@@ -159,6 +167,9 @@ class _Plan:
         if "fid" in self.metrics:
             fitted = self.context.fit(source, found["features"])
             values["fid"] = frechet_distance(fitted, compared.statistics)
+        if "kid" in self.metrics:
+            mean, deviation = kernel_distance(found["features"], compared.features)
+            values |= {"kid": mean, "kid_std": deviation}
         if "inception_score" in self.metrics:
             mean, deviation = inception_score(found["logits"], self.splits, self.shuffle)
             values |= {"inception_score": mean, "inception_score_std": deviation}
@@ -178,4 +189,6 @@ class _Plan:
         if "inception_score" in self.metrics:
             order = "shuffled" if self.shuffle else "in the given order"
             settings["splits"] = f"{self.splits}, {order}"
+        if "kid" in self.metrics:
+            settings["kid"] = f"{SUBSETS} subsets of {SUBSET_SIZE}, or of all if there are fewer"
         return settings

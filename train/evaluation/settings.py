@@ -33,7 +33,7 @@ class EvaluationSettings:
     )
     metrics: str | None = setting(
         None,
-        f"Default: all that can be had. Samples: {', '.join(METRICS)}; tokenizers: "
+        f"Default: all that can be had but kid. Samples: {', '.join(METRICS)}; tokenizers: "
         f"{', '.join(TOKENIZER_METRICS)}.",
     )
     features: str = setting(

@@ -167,7 +167,7 @@ class CollectionSource(Source):
         if (image.height, image.width) != self.size:
             raise ValueError(
                 f"{self.path}: {self.images.name(index)} is {_by(image.height, image.width)}, the first "
-                f"image {_by(*self.size)}; accepted: one size, or --image_size=SIZE to crop to"
+                f"image {_by(*self.size)}; accepted: images of one size"
             )
         return np.asarray(image)
 
