@@ -61,7 +61,8 @@ def command(rng: random.Random, folder: Path, files: list[str]) -> tuple[str, li
     values: flags.FlagValues = PROGRAMS[name][1]
     given = {"output": str(folder / f"out{rng.randrange(3)}")} if rng.random() < 0.9 else {}
     usual = {
-        "model": OFFICIAL / "tiny_transformer_checkpoint", "tokenizer": OFFICIAL / "tiny_tokenizer_checkpoint",
+        "model": OFFICIAL / "tiny_transformer_checkpoint",
+        "tokenizer": OFFICIAL / "tiny_tokenizer_checkpoint",
         "device": "cpu", "threads": "1", "steps": "1", "num_samples": "2", "features": "pixels",
         "cache": "", "batch_size": "2", "workers": "0", "reference": folder / "one.npz",
     }  # fmt: skip
