@@ -226,7 +226,7 @@ def test_edit_with_mask_and_extension(tmp_path):
         ([PHOTO, "--labels=1", "--extend=0,0,0,0"], 1, "0 or more, not all 0"),
         (["--edit=no.png", "--labels=1", "--box=0,0,5,5"], 1, "no.png"),
         (["--partitionable"], 2, "--rng=jax"),
-        (["--model=/no/such"], 1, "/no/such: no such file or folder"),
+        (["--model=/no/such"], 1, "/no/such: no such folder"),
         (["--output=/dev/null/x"], 1, "--output=/dev/null/x: Not a directory"),
         (["stray"], 2, "stray"),
     ],
