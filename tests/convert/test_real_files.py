@@ -251,8 +251,9 @@ def test_folders_of_ours_that_are_no_models(tmp_path, folder):
 
 
 def test_optimizer_files(tmp_path):
-    parameters = [torch.nn.Parameter(torch.ones(2))]
-    torch.save(torch.optim.AdamW(parameters).state_dict(), tmp_path / "optimizer.bin")
+    moments = {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}
+    optimizer = {"state": moments, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    torch.save(optimizer, tmp_path / "optimizer.bin")
     with pytest.raises(ValueError, match="holds an optimizer's state, no weights"):
         convert.load_checkpoint(tmp_path / "optimizer.bin")
 
