@@ -26,11 +26,12 @@ images, and training step by step with the Flax reference. Given Google's files,
 Google's own code, in a checkout of google-research/maskgit, instead of the reference. Needs the
 extra 'jax'.
 
-Two commands are for other implementations; each has its own --help:
+Three commands are for other implementations; each has its own --help:
 
   maskgit-parity record --output=PACK            records what the JAX code computes
-  maskgit-parity check PACK --code=theirs.py     checks an implementation against that"""
-COMMANDS = ("record", "check")
+  maskgit-parity check PACK --code=theirs.py     checks an implementation against that
+  maskgit-parity peers --checkouts=FOLDER        measures the public ones, and writes a page"""
+COMMANDS = ("record", "check", "peers")
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -100,6 +101,10 @@ def _existing(flag: str, path: str) -> Path:
 def cli() -> int:
     """Runs the command line and returns its exit code."""
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        if sys.argv[1] == "peers":
+            from parity.peers import command as peers
+
+            return peers.run(sys.argv[2:])
         from parity.packs import command
 
         return command.run(sys.argv[1], sys.argv[2:])

@@ -79,21 +79,27 @@ def write_page(folder: str | Path, template: str, **values: Any) -> None:
         `tables.html` and `figures.html` hold macros for results, images and curves.
       **values: what the template names.
     """
+    page = render(template, **values)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(folder) / "index.html", page.encode("utf-8"))
+
+
+def render(template: str, **values: Any) -> str:
+    """A filled template of parity/templates; values are escaped in HTML, not in Markdown."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("parity"),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "describe": describe,
         "figures": _figures,
         "worst_figures": _worst_figures,
     }
-    page = environment.get_template(template).render(values)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(folder) / "index.html", page.encode("utf-8"))
+    return environment.get_template(template).render(values)
 
 
 def _cards(results: Sequence[Result]) -> list[tuple[str, str]]:
