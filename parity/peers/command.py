@@ -79,7 +79,13 @@ def _record(folder: Path) -> Path:
     folder.mkdir()
     subject = subjects.seeded(jax_code.load_reference(), "ports", folder.parent)
     picture, _ = subjects.load_picture(None, subject.config.image_size)
-    record.record(subject, folder, picture, record_decoding.Options(2, 8), {})
+    record.record(
+        subject,
+        folder,
+        picture,
+        record_decoding.Options(2, 8),
+        {"drawn": {"size": "ports", "seed": 0}},
+    )
     return folder
 
 

@@ -70,6 +70,9 @@ def measure(
       folder: for the weights in their formats.
       images: how many to make with each.
       files: the weights by kind, for packs that neither hold nor drew them.
+
+    Raises:
+      ValueError: weights are not at hand.
     """
     rows: list[Row] = []
     ours: dict[str, nn.Module] = {}
@@ -80,10 +83,7 @@ def measure(
             rows.append(Row(peer, trouble="no checkout was given"))
             continue
         if peer.kind not in ours:
-            own = peer.kind == OWN_NETWORK
-            ours[peer.kind] = (
-                _draw_own_network() if own else models.load(pack, peer.kind, files.get(peer.kind))
-            )
+            ours[peer.kind] = _load(pack, peer.kind, files.get(peer.kind))
         try:
             row = _measure(peer, checkout.resolve(), ours[peer.kind], pack, folder, images, files)
         except Exception as error:  # whatever their code raises is a finding
@@ -92,6 +92,16 @@ def measure(
         rows.append(dataclasses.replace(row, commit=_commit(checkout)))
     progress("")
     return rows
+
+
+def _load(pack: Pack, kind: str, file: str | None) -> nn.Module:
+    """Our network with the weights of the pack."""
+    if kind == OWN_NETWORK:
+        return _draw_own_network()
+    found = models.load(pack, kind, file)
+    if found is None:
+        raise ValueError(f"{pack.folder}: holds no weights of a {kind}; give them (--{kind})")
+    return found
 
 
 def _their_weights(ours: nn.Module, folder: Path, peer: Peer) -> dict[str, Tensor]:
