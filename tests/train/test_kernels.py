@@ -2,10 +2,11 @@
 
 import gzip
 
+import processes
 import pytest
 import torch
 from torch._dynamo.backends.debugging import aot_eager
-from training import curve, make_shards, one_process, run_here, tiny_config, train_in
+from training import arguments, curve, make_shards, one_process, run_here, tiny_config
 
 from train.configs import defaults
 from train.run import profiles
@@ -21,8 +22,8 @@ def tokens(tmp_path_factory):
 def step_of(tokens, **changes):
     """Loss and gradients of one step with dropout."""
     config = tiny_config(tokens, **{"transformer.dropout_rate": 0.1}, **changes)
-    with one_process() as processes:
-        task = MaskedTokens(config, processes)
+    with one_process() as alone:
+        task = MaskedTokens(config, alone)
         batch = task.batches[0]
         torch.manual_seed(1)
         loss, _ = task.backward(batch["codes"], batch["masked"], batch["labels"])
@@ -61,13 +62,13 @@ def test_everything_compiled(tokens, monkeypatch):
     )
     no_dropout = {"transformer.dropout_rate": 0.0}
     config = tiny_config(tokens, compile=True, recompute=True, **no_dropout)
-    with one_process() as processes:
+    with one_process() as alone:
         found = []
         for compiled in (False, True):
             config.compile = compiled
             torch._dynamo.reset()
             torch._dynamo.utils.counters.clear()
-            task = MaskedTokens(config, processes)
+            task = MaskedTokens(config, alone)
             for step in range(2):  # the second compiles nothing
                 batch = task.batches[step]
                 task.model.zero_grad()
@@ -80,19 +81,23 @@ def test_everything_compiled(tokens, monkeypatch):
         torch.testing.assert_close(eager, compiled, rtol=1e-5, atol=1e-6)
 
 
+def train_traced(argv):
+    """The command line of training; compiled code is traced but not made into kernels, which takes long."""
+    kernels.compile_options = lambda _: {"backend": "aot_eager", "dynamic": False}
+    return processes.train(argv)
+
+
 @pytest.mark.slow
 def test_ddp_and_fsdp_with_everything_switched_on(tokens, tmp_path):
-    settings = ("--config.compile=True", "--config.recompute=True",
+    settings = ("--config.compile=True", "--config.recompute=True", "--config.residual=float32",
                 "--config.transformer.dropout_rate=0.0", "--config.num_train_steps=6")  # fmt: skip
     losses = {}
-    for name, more, processes in (
-        ("one", (), 1),
-        ("ddp", (), 2),
-        ("fsdp", ("--config.parallel=fsdp",), 2),
-    ):
+    for name, kind, count in (("one", "ddp", 1), ("ddp", "ddp", 2), ("fsdp", "fsdp", 2)):
         run = tmp_path / name
-        train_in(processes, run, tokens, *settings, *more)
+        argv = arguments(run, tokens, *settings, f"--config.parallel={kind}")
+        processes.run(train_traced, argv, logs=tmp_path / f"{name}.logs", count=count)
         losses[name] = torch.tensor([line["loss"] for line in curve(run)])
+        assert len(losses[name]) == 6
     for name in ("ddp", "fsdp"):
         torch.testing.assert_close(losses[name], losses["one"], rtol=0, atol=1e-6)
 
