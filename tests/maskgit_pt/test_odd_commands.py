@@ -32,6 +32,7 @@ PROGRAMS = {
 }
 TEXTS = ["", "0", "-1", "1.5", "nan", "inf", "1e400", "x", "ü", "\udcff", "a,b", "~", "../..", "0,0,4,4",
          "1,2,3,-4", "9" * 40, "linear", "all", "lorikeet", "\n", "%s", "--"]  # fmt: skip
+NUMBERS = ["0", "1", "2", "-1", "1.5", "true", "false", "nan", "9" * 40]
 WAITING = ("timeout", "wait")  # would only be slow
 
 
@@ -59,19 +60,26 @@ def command(rng: random.Random, folder: Path, files: list[str]) -> tuple[str, li
     """A program and arguments; mostly enough of them that it gets far."""
     name = rng.choice(list(PROGRAMS))
     values: flags.FlagValues = PROGRAMS[name][1]
-    given = {"output": str(folder / f"out{rng.randrange(3)}")} if rng.random() < 0.9 else {}
+    given = {"output": str(folder / f"out-{name}")}
     usual = {
         "model": OFFICIAL / "tiny_transformer_checkpoint",
         "tokenizer": OFFICIAL / "tiny_tokenizer_checkpoint",
         "device": "cpu", "threads": "1", "steps": "1", "num_samples": "2", "features": "pixels",
-        "cache": "", "batch_size": "2", "workers": "0", "reference": folder / "one.npz",
+        "cache": "", "batch_size": "2", "reference": folder / "one.npz", "grid": "seed=1,2",
+        "metrics": "fid", "input": OFFICIAL / "tiny_transformer_checkpoint",
     }  # fmt: skip
-    given |= {
-        key: str(value) for key, value in usual.items() if key in values and rng.random() < 0.8
-    }
-    for key in rng.sample(sorted(values), min(len(list(values)), rng.randrange(4))):
+    if name == "evaluate" and rng.random() < 0.5:
+        usual |= {"samples": folder / "one.npz"}
+        usual = {key: usual[key] for key in usual if key not in ("model", "tokenizer", "steps")}
+    if name == "tokenize":
+        usual |= {"input": rng.choice(files), "image_size": "16"}
+    given |= {key: str(value) for key, value in usual.items() if key in values}
+    for key in rng.sample(sorted(values), min(len(list(values)), rng.randrange(3))):
         if not any(word in key for word in WAITING):
-            given[key] = rng.choice(files if rng.random() < 0.5 else TEXTS)
+            kind = type(values[key].parser).__name__
+            numeric = kind.startswith(("Integer", "Float", "Boolean", "Enum"))
+            texts = [*NUMBERS, *(getattr(values[key].parser, "enum_values", None) or [])]
+            given[key] = rng.choice(texts if numeric else files if rng.random() < 0.7 else TEXTS)
     if "num_samples" in values and not given.get("num_samples", "").isdigit():
         given["num_samples"] = "2"
     return name, [f"--{key}={value}" for key, value in given.items()]
