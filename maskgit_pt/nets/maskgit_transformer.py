@@ -94,7 +94,7 @@ class Mlp(nn.Module):
         self.layer_output_ln = nn.LayerNorm(hidden_size, eps=LAYERNORM_EPSILON)
 
     def forward(self, attention_output: Tensor) -> Tensor:
-        intermediate_output = gelu(self.intermediate_output(attention_output))  # [B, N, 4 D]
+        intermediate_output = dense_gelu(self.intermediate_output, attention_output)  # [B, N, 4 D]
         layer_output = self.dropout(self.layer_output(intermediate_output))  # [B, N, D]
         return self.layer_output_ln(layer_output + attention_output)
 
@@ -102,6 +102,26 @@ class Mlp(nn.Module):
 def gelu(x: Tensor) -> Tensor:
     """`jax.nn.gelu` as the official code calls it: the tanh approximation, not torch's default erf."""
     return F.gelu(x, approximate="tanh")
+
+
+def dense_gelu(dense: nn.Linear, x: Tensor) -> Tensor:
+    """`gelu(dense(x))`.
+
+    Without gradients, float32 on a CPU, oneDNN does both in one kernel: PyTorch's own tanh GELU takes as long
+    as a sixth of the product before it.
+    """
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if plain or x.device.type != "cpu" or x.dtype != torch.float32 or not _has_onednn(x.device):
+        return gelu(dense(x))
+    return torch.ops.mkldnn._linear_pointwise(x, dense.weight, dense.bias, "gelu", [], "tanh")
+
+
+def _has_onednn(device: torch.device) -> bool:
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled(device.type)
+    )
 
 
 class TransformerLayer(nn.Module):
@@ -187,7 +207,7 @@ class MlmLayer(nn.Module):
         self.mlm_bias = Bias(vocab_size)
 
     def forward(self, last_layer: Tensor, embeddings: Tensor) -> Tensor:
-        mlm_hidden = self.mlm_ln(gelu(self.mlm_dense(last_layer)))  # [B, N, D]
+        mlm_hidden = self.mlm_ln(dense_gelu(self.mlm_dense, last_layer))  # [B, N, D]
         return self.mlm_bias(F.linear(mlm_hidden, embeddings))  # [B, N, V]
 
 
