@@ -45,7 +45,7 @@ BOUNDS = (
     f"float64. An implementation in float32 may differ by {arrays.FACTOR:g} times that (at least "
     f"{arrays.FACTOR:g} x 2^-23 of the array's largest magnitude). An implementation in bfloat16 may differ "
     f"by {arrays.FACTOR_BFLOAT16:g} times what PyTorch differed by with weights and activations in bfloat16. "
-    "A sum of n elements may differ by sqrt(n) times the bound of one."
+    "A sum of n elements may differ by the larger of sqrt(n) and n / 4 times the bound of one."
 )
 _ACTIVATIONS = {"relu": jax.nn.relu, "swish": jax.nn.swish}
 
