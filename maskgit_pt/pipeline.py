@@ -397,6 +397,7 @@ class MaskGIT(HubMixin):
         result = self.sample(labels, sample_noise(seed, indices), options, **others)
         return result.first(count) if missing else result
 
+    @torch.inference_mode(False)  # a caller's inference mode would make networks compile once more
     @torch.no_grad()
     def sample(
         self,
@@ -433,7 +434,6 @@ class MaskGIT(HubMixin):
         if whole and self._whole.takes(rng, options):
             guess, images = self._whole.decode(labels, tokens, rng, options, clip)
             return self._to_host(Result(images, guess))
-        # A copy: tensors from outside `inference_mode` would make compiled networks compile once more.
         labels = to_device(labels, self.device).clone()
         noise = options.noise(rng)
         predict = functools.partial(self._predict, labels, options, noise)
