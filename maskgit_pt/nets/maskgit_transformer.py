@@ -104,13 +104,18 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+_GELU = gelu
+
+
 def dense_gelu(dense: nn.Linear, x: Tensor) -> Tensor:
     """`gelu(dense(x))`.
 
     Without gradients, float32 on a CPU, oneDNN does both in one kernel: PyTorch's own tanh GELU takes as long
-    as a sixth of the product before it.
+    as a sixth of the product before it. Who watches the dense layer, or puts another function in the place of
+    `gelu`, gets both one after the other.
     """
     plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    plain = plain or bool(dense._forward_hooks) or gelu is not _GELU
     if plain or x.device.type != "cpu" or x.dtype != torch.float32 or not _has_onednn(x.device):
         return gelu(dense(x))
     return torch.ops.mkldnn._linear_pointwise(x, dense.weight, dense.bias, "gelu", [], "tanh")
