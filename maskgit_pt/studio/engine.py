@@ -4,7 +4,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from PIL import Image
 
@@ -107,6 +107,11 @@ class _Watch:
         """So many images of so many steps each are to come."""
         self._total, self._steps = images, steps
         return self
+
+    @property
+    def on_step(self) -> Callable[[State], None]:
+        """What `sample.fill` calls after every step."""
+        return self.step
 
     def step(self, state: State) -> None:
         """After every step; raises `Cancelled` where it is to be the last."""

@@ -22,7 +22,8 @@ from maskgit_pt.studio import page as pages  # noqa: E402
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (package chromium)")
 
-WIDTHS = [1280, 375]
+SLOW = pytest.mark.slow  # a browser without a GPU takes its time; the others stand for these
+WIDTHS = [1280, pytest.param(375, marks=SLOW)]
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
     "--disable-component-update", "--disable-sync",
@@ -78,7 +79,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=WIDTHS, ids=lambda width: f"{width}px")
+@pytest.fixture(params=WIDTHS, ids=["desk", "phone"])
 def tab(request, browser, studio):
     """An open page; what the browser complains of fails the test."""
     page = browser.new_page(viewport={"width": request.param, "height": 900})
@@ -131,6 +132,7 @@ def test_generate_watch_and_look_again(tab, studio):
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
 
 
+@SLOW
 def test_reload_and_restart_lose_nothing(tab, studio):
     tab.click("#generate-go")
     tab.wait_for_selector("#generate-images img")
@@ -202,6 +204,7 @@ def test_paint_regenerate_and_use_the_result(tab, studio, photo):
     assert "this is the first photo" in tab.locator(".toast-body").first.inner_text()
 
 
+@SLOW
 def test_undo_a_stroke(tab, studio, photo):
     drop(tab, photo)
     paint(tab)
@@ -213,6 +216,7 @@ def test_undo_a_stroke(tab, studio, photo):
     assert "nothing is painted" in tab.locator(".toast-body").first.inner_text()
 
 
+@SLOW
 def test_outpaint(tab, studio, photo):
     drop(tab, photo)
     tab.locator("#edit-extend textarea, #edit-extend input").first.fill("0, 0, 40, 0")
@@ -233,6 +237,7 @@ def test_a_bad_file_is_one_line(tab, tmp_path):
     assert "this file is no image that can be read" in text and "Traceback" not in text
 
 
+@SLOW
 def test_compare(tab, studio):
     open_tab(tab, "Compare")
     tab.click("#compare-go")
@@ -244,6 +249,7 @@ def test_compare(tab, studio):
         assert a.read_bytes() == b.read_bytes()
 
 
+@SLOW
 def test_cancel(tab, studio):
     before = len(studio.page.history.entries())
     number(tab, "#generate-count", 16)
