@@ -13,7 +13,9 @@ from typing import Any
 from convert import rules
 from convert.rules import Shape
 from maskgit_pt.configs import vqgan_config
+from maskgit_pt.nets import mage
 from maskgit_pt.nets.halton_transformer import PUBLISHED_HEADS
+from maskgit_pt.nets.layers import GROUPNORM_GROUPS
 
 # What weights do not show, so that only the stated configuration can tell.
 _NOT_IN_WEIGHTS = {
@@ -35,11 +37,14 @@ _NOT_IN_WEIGHTS = {
     "attention_resolutions",
     "num_codes",
     "num_classes",
+    "decoder_num_heads",
+    "norm_groups",
 }
 DEFAULT_HEADS = 16  # of Google's and of Besnier & Chen's models
 DEFAULT_CODES = 1024
 
 _MAX_LEVELS = 8
+MAGE_MIDDLE_BLOCKS = 2  # of its tokenizer, whatever the level
 MAX_MODULES = 1000  # layers or blocks; Google's models have 24
 
 
@@ -211,7 +216,7 @@ def note_pixels(kind: str, config: dict, file: str, pixels: int | None) -> None:
 
 def resolution(kind: str, config: dict) -> str:
     """What the model is for, in pixels: "256 x 256", "any multiple of 16"."""
-    if kind in ("transformer", "besnier_transformer", "halton_transformer"):
+    if kind in ("transformer", "besnier_transformer", "halton_transformer", "mage"):
         tokens = config.get("num_tokens") or config["max_position_embeddings"] - 1
         side = math.isqrt(tokens)
         if side * side != tokens:
@@ -380,6 +385,64 @@ def _llamagen(shapes: _Shapes, *_: object) -> dict:
     }
 
 
+def _mage(shapes: _Shapes, num_heads: int, num_codes: int | None) -> dict:
+    ids, width = shapes.get("token_emb.word_embeddings.weight", 2)
+    decoder_width = shapes.get("decoder_embed.weight", 2)[0]
+    if ids <= mage.EXTRA_IDS:
+        raise ValueError(f"has {ids} ids; accepted: codes + {mage.EXTRA_IDS}")
+    if width % num_heads:
+        raise ValueError(f"its width is {width}, no multiple of {num_heads} attention heads")
+    config = {
+        "num_codes": ids - mage.EXTRA_IDS,
+        "num_tokens": shapes.get("token_emb.position_embeddings.weight", 2)[0] - 1,
+        "hidden_size": width,
+        "num_hidden_layers": shapes.count("blocks."),
+        "num_attention_heads": num_heads,
+        "decoder_hidden_size": decoder_width,
+        "decoder_num_layers": shapes.count("decoder_blocks."),
+        "decoder_num_heads": math.gcd(mage.DECODER_HEADS, decoder_width),
+        "mlp_ratio": shapes.get("blocks.0.mlp.fc1.weight", 2)[0] // width,
+        "patch_size": shapes.get("patch_embed.proj.weight", 4)[2],
+    }
+    if "class_emb.weight" in shapes.shapes:
+        config["num_classes"] = shapes.get("class_emb.weight", 2)[0]
+    if any(name.startswith("vqgan.") for name in shapes.shapes):
+        config["vqvae"] = _mage_tokenizer(shapes)
+    return config
+
+
+def _mage_tokenizer(shapes: _Shapes) -> dict:
+    """The settings of a `VQVAE` with two blocks in the middle, whatever the number of a level."""
+    codes, code_width = shapes.get("vqgan.quantizer.codebook", 2)
+    filters = shapes.get("vqgan.encoder.conv_in.weight", 4)[0]
+    levels = shapes.count("vqgan.decoder.upsample_convs.") + 1
+    blocks = shapes.count("vqgan.encoder.res_blocks.")
+    middle = MAGE_MIDDLE_BLOCKS
+    if levels > _MAX_LEVELS or blocks <= middle or (blocks - middle) % levels:
+        raise ValueError(
+            f"vqgan.encoder has {blocks} residual blocks for {levels} levels; expected {middle} more than a "
+            f"multiple of the levels, of which at most {_MAX_LEVELS} are accepted"
+        )
+    per_level = (blocks - middle) // levels
+    names = [f"vqgan.encoder.res_blocks.{i * per_level}.conv0.weight" for i in range(levels)]
+    widths = [shapes.get(name, 4)[0] for name in names]
+    for name, width in zip(names, widths, strict=True):
+        if width % filters:
+            raise ValueError(f"{name} gives {width} channels, no multiple of the {filters} filters")
+    config = vqgan_config.get_config().vqvae.to_dict() | {
+        "codebook_size": codes,
+        "embedding_dim": code_width,
+        "filters": filters,
+        "num_res_blocks": per_level,
+        "channel_multipliers": [width // filters for width in widths],
+    }
+    if per_level != middle:
+        config["middle_blocks"] = middle
+    if filters % GROUPNORM_GROUPS:
+        config["norm_groups"] = max(1, filters // 2)  # a guess: no published model is like this
+    return config
+
+
 def _likely_codes(vocabulary: int) -> int:
     """1024 of the published 2026 ids; else the largest power of two that leaves room for a class.
 
@@ -470,6 +533,13 @@ KINDS = {
         r"((encoder|decoder)\.(conv_in|conv_blocks|mid|norm_out|conv_out)\.|quantize\.|quant_conv\."
         r"|post_quant_conv\.)",
         _llamagen,
+    ),
+    "mage": _own(
+        r"((token_emb|blocks|decoder_blocks|decoder_embed|decoder_norm|decoder_pred|patch_embed|norm"
+        r"|mlm_layer|class_emb|vqgan)\.|(cls_token|mask_token|pos_embed|decoder_pos_embed(_learned)?)$)",
+        _mage,
+        "token_emb.word_embeddings.weight",
+        mage.PUBLISHED_HEADS,
     ),
     "transformer": Kind(
         re.compile(r"params/(Embed_0|TransformerLayer_\d+|MlmLayer_0)/"),

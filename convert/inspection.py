@@ -76,6 +76,8 @@ def _halton(width: int, layers: int, heads: int, tokens: int) -> dict:
     }
 
 
+_MAGE_TOKENIZER = vqgan_config.get_config().vqvae.to_dict()
+
 PUBLISHED = (
     Published(
         "transformer",
@@ -111,6 +113,13 @@ PUBLISHED = (
             "ImageNet_384_base": _halton(768, 12, 12, 576),
             "ImageNet_384_large": _halton(1024, 24, 16, 576),
         }.items()
+    ),
+    Published("mage", {"vqvae": _MAGE_TOKENIZER}, "MAGE mage-vitb-1600.pth"),
+    Published(
+        "mage",
+        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+        | {"decoder_hidden_size": 1024, "vqvae": _MAGE_TOKENIZER},
+        "MAGE mage-vitl-1600.pth",
     ),
     Published("llamagen_vq", {}, "LlamaGen vq_ds16_c2i.pt"),
     Published("llamagen_vq", {"channel_multipliers": [1, 2, 2, 4]}, "LlamaGen vq_ds8_c2i.pt"),

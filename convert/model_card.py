@@ -10,6 +10,7 @@ _OTHERS = {
     "besnier_transformer": _BESNIER,
     "taming_vqgan": _BESNIER,
     "halton_transformer": ("Halton-MaskGIT", "https://arxiv.org/abs/2503.17076"),
+    "mage": ("MAGE", "https://arxiv.org/abs/2211.09117"),
     "llamagen_vq": ("LlamaGen's VQ tokenizer", "https://arxiv.org/abs/2406.06525"),
 }
 

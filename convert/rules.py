@@ -24,6 +24,7 @@ from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.discriminator import Discriminator
 from maskgit_pt.nets.halton_transformer import HaltonTransformer
 from maskgit_pt.nets.llamagen_vq import LlamaGenVQ
+from maskgit_pt.nets.mage import Mage
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
@@ -37,10 +38,11 @@ MODEL_CLASSES = {
     "taming_vqgan": TamingVQGAN,
     "halton_transformer": HaltonTransformer,
     "llamagen_vq": LlamaGenVQ,
+    "mage": Mage,
 }
 # Models that come from PyTorch: their official names are those of the published files, which ours
 # are too, and nothing is transformed.
-FROM_PYTORCH = ("besnier_transformer", "taming_vqgan", "halton_transformer", "llamagen_vq")
+FROM_PYTORCH = ("besnier_transformer", "taming_vqgan", "halton_transformer", "llamagen_vq", "mage")
 NORM_NAMES = {"GN": "GroupNorm", "LN": "LayerNorm", "BN": "BatchNorm"}
 # PyTorch counts the batches a BatchNorm has seen, Flax does not; with a fixed momentum nobody asks.
 TORCH_ONLY = "num_batches_tracked"

@@ -7,11 +7,13 @@ is class n; these are the class ids that MaskGIT was trained with.
 
 import difflib
 import re
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,7 +100,8 @@ def class_ids(labels: Any, num_classes: int = NUM_CLASSES) -> Tensor:
     Args:
       labels: one class or several: whole numbers (also as an array or tensor), or texts as in `parse_labels`,
         each of which may name several classes.
-      num_classes: classes of the model.
+      num_classes: classes of the model; 0: it has none, and labels only say how many images there are. None
+        is one image, and anything but 0 is told to be ignored.
 
     Returns:
       int64 [B] on the CPU, in the order given; a class may be there several times.
@@ -106,6 +109,8 @@ def class_ids(labels: Any, num_classes: int = NUM_CLASSES) -> Tensor:
     Raises:
       ValueError: no labels, no whole numbers, a one-hot row, or no such class.
     """
+    if num_classes == 0:
+        return _without_classes(labels)
     if isinstance(labels, str):
         labels = parse_labels(labels, num_classes)
     elif isinstance(labels, Sequence) and any(isinstance(label, str) for label in labels):
@@ -131,6 +136,22 @@ def class_ids(labels: Any, num_classes: int = NUM_CLASSES) -> Tensor:
     if len(wrong):
         raise ValueError(f"label is {int(wrong[0])}; accepted: 0 to {num_classes - 1}")
     return row
+
+
+def _without_classes(labels: Any) -> Tensor:
+    """One 0 for each label; a warning if any asks for something."""
+    if labels is None:
+        return torch.zeros(1, dtype=torch.long)
+    if isinstance(labels, np.ndarray | Tensor):
+        labels = labels.tolist()
+    labels = (
+        list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
+    )
+    if not labels:
+        raise ValueError("no labels; accepted for a model without classes: None, or one 0 an image")
+    if any(str(label) != "0" for label in labels):
+        warnings.warn("the model has no classes: labels are ignored", stacklevel=3)
+    return torch.zeros(len(labels), dtype=torch.long)
 
 
 def _parse_item(item: str, num_classes: int) -> Sequence[int]:

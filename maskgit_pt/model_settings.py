@@ -84,11 +84,14 @@ class ModelSettings:
         return weights_fingerprint(*filter(None, (self.model, self.tokenizer))) + "".join(given)
 
     def class_ids(self, num_classes: int, default: str = "all") -> list[int]:
-        """Returns the classes that `labels` names, for a model of `num_classes`.
+        """Returns the classes that `labels` names, for a model of `num_classes`; 0 alone if it has none.
 
         Raises:
           ValueError: see `imagenet.parse_labels`.
         """
+        if num_classes == 0:
+            imagenet.class_ids("0" if self.labels is None else self.labels, 0)  # warns
+            return [0]
         try:
             text = default if self.labels is None else self.labels
             return imagenet.parse_labels(text, num_classes)

@@ -87,7 +87,8 @@ class MaskGIT(HubMixin):
         self.num_classes = transformer.num_classes_with(self.num_codes)
         self.side = int(self.num_tokens**0.5)
         self.image_size = self.side * tokenizer.downsampling
-        if self.num_classes < 1 or self.side**2 != self.num_tokens:
+        without_classes = getattr(transformer, "num_classes", None) == 0
+        if (self.num_classes < 1 and not without_classes) or self.side**2 != self.num_tokens:
             raise ValueError(
                 f"a transformer for {self.num_tokens} tokens with {transformer.to_config()} does not fit "
                 f"a tokenizer of {self.num_codes} codes; accepted: codes + classes + 1 ids, "
@@ -118,7 +119,7 @@ class MaskGIT(HubMixin):
         Args:
           model: the transformer: a folder, a checkpoint file of Google's or of any format that `convert`
             reads, or a Hugging Face hub id; or a folder from `save_pretrained`, which holds both.
-          tokenizer: likewise.
+          tokenizer: likewise; not needed where the transformer brings its own (MAGE).
           device: where to.
           dtype: default: as stored. bfloat16 on a CPU without units for it: see `arrange`.
           num_heads, num_codes, weights: of the transformer, for files that do not tell; see
@@ -128,19 +129,29 @@ class MaskGIT(HubMixin):
         Raises:
           FileNotFoundError, ValueError: see `pretrained.load_any`; or the two do not fit.
         """
-        if tokenizer is None:
-            folder = locate(model, **hub)
-            model, tokenizer = folder / "transformer", folder / "tokenizer"
-            if not (model.is_dir() and tokenizer.is_dir()):
-                raise FileNotFoundError(
-                    f"{model.parent}: holds no folders transformer and tokenizer; name the tokenizer too"
-                )
         given = {"num_heads": num_heads, "num_codes": num_codes, "weights": weights}
         options = {"device": device, "dtype": dtype, **hub}
+        if tokenizer is None:
+            folder = locate(model, **hub)
+            if not (folder / "transformer").is_dir() or not (folder / "tokenizer").is_dir():
+                return cls._with_own_tokenizer(folder, **given, device=device, dtype=dtype)
+            model, tokenizer = folder / "transformer", folder / "tokenizer"
         transformer = load_any(model, TRANSFORMERS, **given, **options)
         both = cls(transformer, load_any(tokenizer, TOKENIZERS, **options))
         _check_resolution(both.image_size, both.tokenizer, tokenizer)
         return both.arrange()
+
+    @classmethod
+    def _with_own_tokenizer(cls, path: Path, **options: Any) -> "MaskGIT":
+        """From weights of a transformer that hold its tokenizer as well."""
+        transformer = None
+        if path.is_file() or any(file.is_file() for file in path.iterdir()):
+            transformer = load_any(path, TRANSFORMERS, **options)
+        if getattr(transformer, "vqgan", None) is None:
+            raise FileNotFoundError(
+                f"{path}: holds no folders transformer and tokenizer; name the tokenizer too"
+            )
+        return cls(transformer, transformer.vqgan).arrange()
 
     def arrange(self) -> "MaskGIT":
         """Gives half-precision networks the form that is fastest on their device; returns itself.
@@ -199,7 +210,7 @@ class MaskGIT(HubMixin):
 
     def generate(
         self,
-        labels: int | str | Sequence[int | str] | Tensor,
+        labels: int | str | Sequence[int | str] | Tensor | None = None,
         *,
         seed: int = 42,
         rng: Rng = None,
@@ -213,7 +224,8 @@ class MaskGIT(HubMixin):
         """Generates one image a label.
 
         Args:
-          labels: class ids in 0 ... num_classes - 1, or their names, see `imagenet.class_ids`.
+          labels: class ids in 0 ... num_classes - 1, or their names, see `imagenet.class_ids`. A model
+            without classes makes one image without them, and B images for B zeros.
           seed: with `first_index` it determines every image: image i of seed s is the same in any batch.
           rng: other noise: a JAX key (all labels in one batch: the images of JAX for this key and batch)
             or a `torch.Generator`.
@@ -253,7 +265,7 @@ class MaskGIT(HubMixin):
     def edit(
         self,
         image: Image.Image | np.ndarray | Tensor | str | os.PathLike,
-        labels: int | str | Sequence[int | str] | Tensor,
+        labels: int | str | Sequence[int | str] | Tensor | None = None,
         *,
         box: Bbox | Sequence[int] | None = None,
         mask: Image.Image | np.ndarray | Tensor | str | os.PathLike | None = None,
@@ -272,7 +284,7 @@ class MaskGIT(HubMixin):
         Args:
           image: a picture of any size, see `editing.as_picture`: a path, a Pillow image, an array uint8
             [H, W, 3], or a tensor [3, H, W] (floating-point in [0, 1], or uint8).
-          labels: class of the new content.
+          labels: class of the new content; as in `generate`.
           box: top, left, height, width in pixels: what to regenerate; or
           mask: of the picture's size, white (or True) where to regenerate, see `editing.as_mask`: a path, a
             Pillow image, an array or a tensor [H, W]; or
@@ -359,7 +371,12 @@ class MaskGIT(HubMixin):
             raise ValueError(
                 f"steps is {sampler.steps}; accepted: 1 to {self.num_tokens}, the number of tokens"
             )
-        options.guidance_weights(self.num_tokens)  # complains about an unknown schedule
+        weights = options.guidance_weights(self.num_tokens)  # complains about an unknown schedule
+        if any(weights) and not getattr(self.transformer, "takes_guidance", True):
+            raise ValueError(
+                f"guidance is {options.guidance}; accepted with a {type(self.transformer).__name__}, "
+                "which was trained without dropped labels: 0"
+            )
         noise = getattr(sampler, "embedding_noise", 0.0)
         if noise and not getattr(self.transformer, "takes_embedding_noise", False):
             raise ValueError(

@@ -49,8 +49,9 @@ class TokenizerNames:
         return levels - self.middle_counts, blocks
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - there are five of these
-    def rows(self, levels: int, blocks: int) -> Rows:
-        """All rows, in the order of the projects' classes."""
+    def rows(self, levels: int, blocks: int, middle: int | None = None) -> Rows:
+        """All rows, in the order of the projects' classes; as many blocks in the middle unless told."""
+        middle = blocks if middle is None else middle
         if not 1 <= levels <= 16 or not 1 <= blocks <= 64:
             raise ValueError(f"{levels} levels of {blocks} blocks; accepted: 1 to 16 of 1 to 64")
 
@@ -70,16 +71,17 @@ class TokenizerNames:
         for i in range(levels):
             for j in range(blocks):
                 rows |= block("encoder", self.encoder_block, i, j, i * blocks + j)
-        for j in range(blocks):
+        for j in range(middle):
             rows |= block("encoder", self.encoder_middle, levels, j, levels * blocks + j)
         rows |= norm("encoder.norm_out", "encoder/GroupNorm_0")
         rows |= conv("encoder.conv_out", "encoder/Conv_1")
         rows |= conv("decoder.conv_in", "decoder/Conv_0")
-        for j in range(blocks):
+        for j in range(middle):
             rows |= block("decoder", self.decoder_middle, levels, j, j)
         for i in range(levels):
             for j in range(blocks):
-                rows |= block("decoder", self.decoder_block, i, j, (levels - i) * blocks + j)
+                number = middle + (levels - 1 - i) * blocks + j
+                rows |= block("decoder", self.decoder_block, i, j, number)
             if i > 0:
                 name = self.upsample.format(i=i, u=levels - i, a=blocks + 1)
                 rows |= conv(name, f"decoder/Conv_{levels - i}")

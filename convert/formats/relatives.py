@@ -24,6 +24,19 @@ class Relative:
 
 RELATIVES = (
     Relative(
+        "MAGE conditioned on a representation, of RCG (Li et al. 2024)",
+        frozenset(
+            (
+                "latent_prior_proj.weight",
+                "fake_latent",
+                "token_emb.word_embeddings.weight",
+                "mlm_layer.fc.weight",
+            )
+        ),
+        "makes images from the output of a self-supervised encoder, which a second model draws; both belong "
+        "to LTH14/rcg, whose code runs it; RCG's MAGE with classes (class_emb) is read here",
+    ),
+    Relative(
         "AutoNAT (Ni et al. 2024)",
         frozenset(
             (

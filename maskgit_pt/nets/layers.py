@@ -51,10 +51,10 @@ class BatchNorm(nn.BatchNorm2d):
 class GroupNorm(nn.GroupNorm):
     """Flax's `nn.GroupNorm`: 32 groups, epsilon 1e-6."""
 
-    def __init__(self, channels: int):
-        if channels % GROUPNORM_GROUPS:
-            raise ValueError(f"{channels} channels cannot be cut into {GROUPNORM_GROUPS} groups")
-        super().__init__(GROUPNORM_GROUPS, channels, eps=NORM_EPSILON)
+    def __init__(self, channels: int, groups: int = GROUPNORM_GROUPS):
+        if channels % groups:
+            raise ValueError(f"{channels} channels cannot be cut into {groups} groups")
+        super().__init__(groups, channels, eps=NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""

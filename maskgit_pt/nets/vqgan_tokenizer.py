@@ -4,6 +4,7 @@ Images are [B, 3, H, W] in [0, 1] (not [-1, 1]); features [B, D, h, w] with h = 
 published models; indices [B, h, w]. The official code is NHWC, this is NCHW.
 """
 
+import functools
 from collections.abc import Callable
 
 import ml_collections
@@ -31,6 +32,16 @@ def get_activation(name: str) -> Callable[..., Tensor]:
 def conv(in_channels: int, filters: int, kernel_size: int, bias: bool = True) -> nn.Conv2d:
     """Flax's `nn.Conv` at stride 1: SAME padding."""
     return nn.Conv2d(in_channels, filters, kernel_size, padding=kernel_size // 2, bias=bias)
+
+
+def _norm(vqvae: ml_collections.ConfigDict) -> Callable[[int], nn.Module]:
+    norm = layers.get_norm_layer(vqvae.norm_type)
+    groups = vqvae.get("norm_groups")
+    return norm if groups is None else functools.partial(norm, groups=groups)
+
+
+def _middle_blocks(vqvae: ml_collections.ConfigDict) -> int:
+    return vqvae.get("middle_blocks", vqvae.num_res_blocks)
 
 
 class ResBlock(nn.Module):
@@ -73,7 +84,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__()
         cfg = config.vqvae
-        norm_fn = layers.get_norm_layer(cfg.norm_type)
+        norm_fn = _norm(cfg)
         self.activation_fn = get_activation(cfg.activation_fn)
         self.num_res_blocks = cfg.num_res_blocks
         widths = [cfg.filters * multiplier for multiplier in cfg.channel_multipliers]
@@ -83,7 +94,7 @@ class Encoder(nn.Module):
         self.downsample_convs = nn.ModuleList()
         width_in = cfg.filters
         for level, width in enumerate([*widths, widths[-1]]):
-            for _ in range(cfg.num_res_blocks):
+            for _ in range(_middle_blocks(cfg) if level == len(widths) else cfg.num_res_blocks):
                 self.res_blocks.append(ResBlock(width_in, width, norm_fn, self.activation_fn))
                 width_in = width
             if cfg.conv_downsample and level < len(widths) - 1:
@@ -113,7 +124,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ml_collections.ConfigDict, output_dim: int = 3):
         super().__init__()
         cfg = config.vqvae
-        norm_fn = layers.get_norm_layer(cfg.norm_type)
+        norm_fn = _norm(cfg)
         self.activation_fn = get_activation(cfg.activation_fn)
         self.num_res_blocks = cfg.num_res_blocks
         widths = [cfg.filters * multiplier for multiplier in cfg.channel_multipliers]
@@ -122,8 +133,9 @@ class Decoder(nn.Module):
         self.res_blocks = nn.ModuleList()
         self.upsample_convs = nn.ModuleList()
         width_in = widths[-1]
+        self.middle_blocks = _middle_blocks(cfg)
         for stage, width in enumerate([widths[-1], *reversed(widths)]):
-            for _ in range(cfg.num_res_blocks):
+            for _ in range(cfg.num_res_blocks if stage else self.middle_blocks):
                 self.res_blocks.append(ResBlock(width_in, width, norm_fn, self.activation_fn))
                 width_in = width
             if 0 < stage < len(widths):
@@ -135,7 +147,7 @@ class Decoder(nn.Module):
         x = self.conv_in(layers.in_fast_order(x))
         for i, block in enumerate(self.res_blocks):
             x = block(x)
-            stage, j = divmod(i, self.num_res_blocks)
+            stage, j = divmod(i + self.num_res_blocks - self.middle_blocks, self.num_res_blocks)
             if j == self.num_res_blocks - 1 and 0 < stage <= len(self.upsample_convs):
                 x = self.upsample_convs[stage - 1](layers.upsample(x, 2))
         return self.conv_out(layers.norm_and_activate(self.norm_out, self.activation_fn, x))
@@ -259,7 +271,9 @@ class VQVAE(PretrainedMixin, nn.Module):
     """The tokenizer: encoder, quantizer, decoder.
 
     Args:
-      config: as official; read is `config.vqvae` (see `configs/vqgan_config.py`).
+      config: as official; read is `config.vqvae` (see `configs/vqgan_config.py`). Beyond the official
+        settings it may hold `middle_blocks`, where there are not as many as on a level, and `norm_groups`,
+        where GroupNorm has not 32.
 
     Raises:
       ValueError: an unknown quantizer, norm or activation.

@@ -6,6 +6,7 @@
 - "random", "halton": in an order fixed beforehand;
 - "moment", "moment-halton": positions are chosen before their tokens are drawn;
 - "remdm": with remasking;
+- "mage": MAGE's form of Google's decoding;
 - "dimo": all at once, for generators distilled to one step.
 
 A new sampler is a dataclass that extends `base.Sampler`, entered in `SAMPLERS`.
@@ -18,6 +19,7 @@ from maskgit_pt.samplers.base import Predict, Sampler, State
 from maskgit_pt.samplers.confidence import ConfidenceSampler
 from maskgit_pt.samplers.confidence_2025 import Confidence2025Sampler
 from maskgit_pt.samplers.dimo import DimoSampler
+from maskgit_pt.samplers.mage import MageSampler
 from maskgit_pt.samplers.moment import MomentSampler
 from maskgit_pt.samplers.moment_halton import MomentHaltonSampler
 from maskgit_pt.samplers.official import OfficialSampler
@@ -35,6 +37,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
         MomentSampler,
         MomentHaltonSampler,
         RemdmSampler,
+        MageSampler,
         DimoSampler,
     )
 }
@@ -45,6 +48,7 @@ __all__ = [
     "ConfidenceSampler",
     "DimoSampler",
     "HaltonSampler",
+    "MageSampler",
     "MomentHaltonSampler",
     "MomentSampler",
     "OfficialSampler",

@@ -13,6 +13,8 @@ _OF_ALL = ("guidance", "guidance_schedule", "softmax_temperature")  # shown for 
 
 def class_choices(num_classes: int) -> list[tuple[str, int]]:
     """What the class search looks through: id, names and WordNet id, for ImageNet's 1000 classes."""
+    if num_classes == 0:
+        return [("this model has no classes", 0)]
     if num_classes != imagenet.NUM_CLASSES:
         return [(f"class {number}", number) for number in range(num_classes)]
     names, wordnet = imagenet.class_names(), imagenet.wordnet_ids()
@@ -23,7 +25,9 @@ def class_search(num_classes: int, label: str = "Class", **options: Any) -> gr.D
     """A list of all classes that narrows while one types."""
     choices = class_choices(num_classes)
     value = 90 if num_classes == imagenet.NUM_CLASSES else 0
-    return gr.Dropdown(choices, value=value, label=label, filterable=True, **options)
+    return gr.Dropdown(
+        choices, value=value, label=label, filterable=True, interactive=num_classes > 0, **options
+    )
 
 
 class SamplerControls:

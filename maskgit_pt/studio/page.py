@@ -90,6 +90,8 @@ class Page:
         """What an entry of this class is called."""
         if self.num_classes == imagenet.NUM_CLASSES:
             return f"{label} {imagenet.class_name(label)}"
+        if not self.num_classes:
+            return "without a class"
         return f"class {label}"
 
     def run(

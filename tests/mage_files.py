@@ -1,0 +1,60 @@
+"""The vectors in `tests/golden/mage`, recorded from LTH14/mage, and their tiny network."""
+
+import functools
+import io
+import json
+import lzma
+
+import numpy as np
+import torch
+from recorded import GOLDEN
+
+from maskgit_pt.nets.mage import Mage
+
+FOLDER = GOLDEN / "mage"
+# Attention heads of the tiny network, and groups of its norms: what its file does not tell.
+HEADS, DECODER_HEADS, GROUPS = 3, 4, 4
+VQVAE = {
+    "quantizer": "vq", "codebook_size": 32, "embedding_dim": 8, "filters": 8, "num_res_blocks": 1,
+    "middle_blocks": 2, "norm_groups": GROUPS, "channel_multipliers": [1, 2], "conv_downsample": False,
+    "activation_fn": "swish", "norm_type": "GN",
+}  # fmt: skip
+
+
+@functools.cache
+def recorded(name: str) -> dict[str, np.ndarray]:
+    """Loads `tests/golden/mage/NAME.npz`."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return dict(file)
+
+
+@functools.cache
+def full_size() -> dict:
+    """Names and shapes of the published files."""
+    return json.loads((FOLDER / "full_size_keys.json").read_text())
+
+
+@functools.cache
+def published_bytes() -> bytes:
+    """A file as its authors publish it."""
+    return lzma.decompress((FOLDER / "tiny_mage.pth.xz").read_bytes())
+
+
+def published() -> dict[str, torch.Tensor]:
+    """What `published_bytes` holds under "model"."""
+    return torch.load(io.BytesIO(published_bytes()), weights_only=True)["model"]
+
+
+def model(dtype: torch.dtype = torch.float32) -> Mage:
+    """The tiny network with its tokenizer, in evaluation mode; its tensors put in by `convert`."""
+    from convert.formats import BY_NAME
+
+    net = Mage(
+        num_codes=32, num_tokens=16, hidden_size=48, num_hidden_layers=2, num_attention_heads=HEADS,
+        decoder_hidden_size=48, decoder_num_layers=2, decoder_num_heads=DECODER_HEADS, patch_size=2,
+        vqvae=VQVAE,
+    )  # fmt: skip
+    rows = BY_NAME["mage-transformer"].rows_to_write("mage", net.to_config())
+    theirs = published()
+    net.load_state_dict({row.officials[0]: theirs[name] for name, row in rows.items()})
+    return net.to(dtype).eval()
