@@ -132,8 +132,6 @@ def _check_usage(job: Job) -> None:
         raise UsageError("--box, --mask and --extend belong to --edit=IMAGE")
     if asked.edit is not None and len(parts) != 1:
         raise UsageError("--edit needs one of --box, --mask, --extend")
-    if asked.edit is not None and job.models.labels is None:
-        raise UsageError("--edit needs --labels: the class of the new content")
     if asked.partitionable and asked.rng != "jax":
         raise UsageError("--partitionable belongs to --rng=jax")
 
@@ -176,6 +174,8 @@ def fill(
       ValueError, OSError: a setting out of range, an image that cannot be read, an output with other samples.
     """
     asked = job.asked
+    if asked.edit is not None and job.models.labels is None and model.num_classes:
+        raise UsageError("--edit needs --labels: the class of the new content")
     default = "90" if model.num_classes == imagenet.NUM_CLASSES else "0"
     labels = job.models.class_ids(model.num_classes, default)
     edit = _edit(model, asked)

@@ -54,7 +54,7 @@ def model(dtype: torch.dtype = torch.float32) -> Mage:
         decoder_hidden_size=48, decoder_num_layers=2, decoder_num_heads=DECODER_HEADS, patch_size=2,
         vqvae=VQVAE,
     )  # fmt: skip
-    rows = BY_NAME["mage-transformer"].rows_to_write("mage", net.to_config())
+    rows = BY_NAME["mage-vit"].rows_to_write("mage", net.to_config())
     theirs = published()
     net.load_state_dict({row.officials[0]: theirs[name] for name, row in rows.items()})
     return net.to(dtype).eval()

@@ -34,10 +34,8 @@ _DECODER_LAYER = re.compile(r"decoder_blocks\.(\d{1,4})\.")
 
 
 class MageTransformer(Format):
-    NAME = "mage-transformer"
-    DESCRIPTION = (
-        "LTH14/mage, mage-vitb-1600.pth and mage-vitl-1600.pth; class-conditional MAGE of LTH14/rcg"
-    )
+    NAME = "mage-vit"
+    DESCRIPTION = "LTH14/mage, mage-vit{b,l}-1600.pth; LTH14/rcg, with classes"
     HOLDS = "MAGE: an image generator without classes, and its tokenizer"
     KINDS = (_KIND,)
     WRAPPERS = ("model", None)

@@ -16,7 +16,7 @@ from convert.formats.container import StateDict
 from convert.formats.recognise import open_checkpoint, recognise
 from maskgit_pt import MaskGIT
 
-FORM = formats.BY_NAME["mage-transformer"]
+FORM = formats.BY_NAME["mage-vit"]
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def same(a: dict, b: dict) -> bool:
 
 def test_there_and_back(file, tmp_path):
     summary = convert.convert(file, tmp_path / "ours", num_heads=HEADS)
-    assert summary.input_format == "mage-transformer" and summary.verified
+    assert summary.input_format == "mage-vit" and summary.verified
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert config["vqvae"]["middle_blocks"] == 2 and config["vqvae"]["norm_groups"] == GROUPS
-    convert.convert(tmp_path / "ours", tmp_path / "back", to="mage-transformer")
+    convert.convert(tmp_path / "ours", tmp_path / "back", to="mage-vit")
     back = load(tmp_path / "back")
     assert list(back) == ["model"] and same(back["model"], published())
 
@@ -64,9 +64,7 @@ def test_other_layouts(file, tmp_path, layout):
 def test_safetensors(file, tmp_path):
     import safetensors.torch
 
-    convert.convert(
-        file, tmp_path / "out", to="mage-transformer", num_heads=HEADS, safetensors=True
-    )
+    convert.convert(file, tmp_path / "out", to="mage-vit", num_heads=HEADS, safetensors=True)
     written, state = safetensors.torch.load_file(tmp_path / "out"), published()
     assert state.keys() - written.keys() == {"token_emb.position_ids"}
     assert all(torch.equal(written[name], state[name]) for name in written)
@@ -114,7 +112,7 @@ def test_classes_of_rcg(tmp_path):
     assert images.images.shape == (3, 3, 8, 8)
     with pytest.raises(ValueError, match="label is 5; accepted: 0 to 4"):
         model.generate([5])
-    convert.convert(tmp_path / "ours", tmp_path / "back", to="mage-transformer")
+    convert.convert(tmp_path / "ours", tmp_path / "back", to="mage-vit")
     back = load(tmp_path / "back")["model"]
     assert torch.equal(back["class_emb.weight"], state["class_emb.weight"])
 
@@ -228,7 +226,7 @@ def test_three_commands(file, tmp_path, monkeypatch, capsys):
     )  # fmt: skip
     torch.set_num_threads(threads)
     assert len(list((tmp_path / "samples").rglob("*.png"))) >= 3
-    run(command.cli, command.FLAGS, f"--input={ours}", f"--output={back}", "--to=mage-transformer")
+    run(command.cli, command.FLAGS, f"--input={ours}", f"--output={back}", "--to=mage-vit")
     assert same(load(back)["model"], published())
 
 

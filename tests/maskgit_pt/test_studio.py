@@ -239,3 +239,10 @@ def test_a_missing_extra(monkeypatch):
 def test_next_seed():
     assert view.next_seed(5, True) == 5
     assert view.next_seed(5, False) != view.next_seed(5, False)
+
+
+def test_a_model_without_classes_has_nothing_to_choose():
+    from maskgit_pt.studio.controls import class_choices, class_search
+
+    assert class_choices(0) == [("this model has no classes", 0)]
+    assert class_search(0).interactive is False and class_search(3).interactive

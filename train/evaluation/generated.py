@@ -39,13 +39,14 @@ class ModelSource(Source):
         name: str = "model",
     ):
         self.model, self.count, self.seed, self.weights = model, count, seed, weights
-        self.labels = list(range(model.num_classes) if labels is None else labels)
-        wrong = [label for label in self.labels if not 0 <= label < model.num_classes]
+        classes = max(model.num_classes, 1)  # a model without classes takes 0 for every image
+        self.labels = list(range(classes) if labels is None else labels)
+        wrong = [label for label in self.labels if not 0 <= label < classes]
         if wrong or not self.labels:
-            raise ValueError(f"labels are {wrong}; accepted: 0 to {model.num_classes - 1}")
+            raise ValueError(f"labels are {wrong}; accepted: 0 to {classes - 1}")
         self.options = model.decoding(**(settings or {}))
         self.size = (model.image_size, model.image_size)
-        whole = self.labels == list(range(model.num_classes))
+        whole = self.labels == list(range(classes))
         settings = self.options.describe()
         self.protocol = describe_images(name, self, "8-bit arrays") | {
             "labels": f"{list_classes(self.labels)} in turn{' (all)' if whole else ''}",
