@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from maskgit_pt import imagenet, launch
-from maskgit_pt.pretrained import weights_fingerprint
+from maskgit_pt.networks import TOKENIZERS
+from maskgit_pt.pretrained import PretrainedMixin, load_any, weights_fingerprint
 from maskgit_pt.settings import setting
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class ModelSettings:
 
         return MaskGIT.from_pretrained(
             self.model, self.tokenizer, device=device, dtype=self.torch_dtype, **self.given
+        )
+
+    def load_tokenizer(self, device: torch.device) -> PretrainedMixin:
+        """Loads the tokenizer alone; errors as `pretrained.load_any`."""
+        return load_any(
+            self.tokenizer, TOKENIZERS, device=device, dtype=self.torch_dtype, **self.given
         )
 
     @property

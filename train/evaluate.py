@@ -13,8 +13,6 @@ from maskgit_pt.decoding import Settings
 from maskgit_pt.files import check_folder, check_replaceable, write_atomically
 from maskgit_pt.launch import Processes
 from maskgit_pt.model_settings import ModelSettings
-from maskgit_pt.networks import TOKENIZERS
-from maskgit_pt.pretrained import load_any
 from maskgit_pt.settings import define_flags, from_flags, setting
 from train.evaluation import Context, ModelSource, report
 from train.evaluation.reconstruction import LPIPS
@@ -208,7 +206,7 @@ def _evaluate_tokenizer(job: Job, how: dict) -> report.Evaluation:
     images = open_source(asked.images, size)
     if asked.num_samples is not None:
         images = FirstImages(images, asked.num_samples, spread=True)
-    tokenizer = load_any(models.tokenizer, TOKENIZERS, device=device, dtype=models.torch_dtype)
+    tokenizer = models.load_tokenizer(device)
     lpips = LPIPS.from_flag(asked.lpips_weights, device) if asked.lpips_weights else None
     return evaluate_tokenizer(
         tokenizer, images, job.measure.reference, metrics=job.measure.metric_names, lpips=lpips,

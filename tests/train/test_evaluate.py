@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +145,40 @@ def test_kernel_distance(sets):
     assert mean == pytest.approx(expected, rel=1e-9) and deviation < 1e-9
     with pytest.raises(ValueError, match="of one length"):
         kernel_distance(x, y[:, :3])
+
+
+def test_foreign_files_stay_without_overwrite(sets, capsys):
+    """What is no result of this program is kept, and told before the work; `--overwrite` replaces it."""
+    args = ["--samples=samples", "--reference=reference", "--features=pixels", "--metrics=fid"]
+    args.append("--save_statistics=made.npz")
+    for name, text in (("evaluation.json", "{}"), ("evaluation.md", "mine"), ("made.npz", "mine")):
+        path = Path(name if name == "made.npz" else f"evaluation/{name}")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        assert call(*args) == 1
+        assert f"{path} is there and is no" in capsys.readouterr().err
+        assert path.read_text() == text and len(list(Path("evaluation").iterdir())) <= 1
+        assert call(*args, "--overwrite") == 0
+        assert path.read_bytes() != text.encode()
+        assert call(*args) == 0  # its own results it replaces
+        for made in ("evaluation/evaluation.json", "evaluation/evaluation.md", "made.npz"):
+            Path(made).unlink()
+
+
+def test_user_without_a_home(sets, monkeypatch, capsys):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    assert call("--samples=samples", "--reference=reference", "--features=pixels") == 0
+    assert "features are not remembered: this user has no home" in capsys.readouterr().err
+
+
+def test_what_is_said_about_weights_reaches_the_tokenizer(sets, capsys):
+    args = ["--images=samples", "--image_size=16", "--features=pixels"]
+    assert call(TOKENIZER, *args, "--weights=ema") == 1
+    assert "--weights=ema" in capsys.readouterr().err
 
 
 def test_reference_is_cropped_and_jpegs_are_named(tmp_path, sets):

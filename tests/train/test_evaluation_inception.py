@@ -11,6 +11,7 @@ import train.evaluation as evaluation
 from maskgit_pt.command_line import run
 from train import evaluate
 from train.evaluation.features import Inception
+from train.evaluation.reference import load_reference, save_reference
 from train.evaluation.torchvision_import import import_torch_fidelity
 
 torch_fidelity = import_torch_fidelity()
@@ -135,3 +136,50 @@ def test_adm_reference_batch(weights, folders, features, cache, tmp_path):
         np.savez(path, arr_0=batch, mu=mu_, sigma=sigma_)
         with pytest.raises(ValueError, match=message):
             call(["fid"])
+
+
+def spatial_features(weights, images: np.ndarray) -> np.ndarray:
+    """float64 [N, 2023], by a network that ends with the layer."""
+    network = theirs.FeatureExtractorInceptionV3("inception-v3-compat", ["768"], str(weights))
+    network.Mixed_6e, network.Mixed_6d = network.Mixed_6d.branch1x1, torch.nn.Identity()
+    outputs = []
+    network.Mixed_6e.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    network(torch.from_numpy(images).permute(0, 3, 1, 2))
+    places = [(c, y, x) for y in range(17) for x in range(17) for c in range(7)]
+    return np.array([[image[place] for place in places] for image in outputs[0].double().numpy()])
+
+
+def test_spatial_distance(weights, folders, tmp_path):
+    """sFID by hand; the reference's side from images, ADM's mu_s and sigma_s, and a file of ours."""
+    images = [
+        evaluation.open_source(folders / name).read(0, n)
+        for name, n in (("samples", 3), ("reference", 2))
+    ]
+    context = evaluation.Context.make(inception_weights=weights)
+    computed = load_reference(images[1], context, None, with_spatial=True)
+    found = evaluation.evaluate(images[0], computed, metrics=["sfid"], context=context)
+    features = spatial_features(weights, np.concatenate(images))
+    a, b = features[:3], features[3:]
+    difference = a.mean(0) - b.mean(0)
+    a, b = a - a.mean(0), b - b.mean(0)
+    trace = np.linalg.norm(a @ b.T, "nuc") / np.sqrt(2 * 1)
+    expected = difference @ difference + np.square(a).sum() / 2 + np.square(b).sum() - 2 * trace
+    assert found.metrics == {"sfid": pytest.approx(expected, rel=1e-5)}
+    assert "| sFID |" in found.to_markdown()
+
+    own, adm = tmp_path / "own.npz", tmp_path / "adm.npz"
+    save_reference(computed, context.extractor, own)
+    mean, covariance = features[3:].mean(0), np.cov(features[3:], rowvar=False)
+    rest = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
+    np.savez(adm, mu_s=mean, sigma_s=covariance, **rest)
+    for path in (own, adm):
+        spatial = load_reference(path, context, None, with_spatial=True).spatial
+        np.testing.assert_allclose(spatial.mean, mean, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(spatial.covariance, covariance, rtol=1e-5, atol=1e-9)
+    assert load_reference(adm, context, None).spatial is None  # not asked for
+    np.savez(adm, **rest)
+    with pytest.raises(ValueError, match="sfid needs the reference's mu_s and sigma_s, or images"):
+        evaluation.evaluate(images[0], adm, metrics=["fid", "sfid"], context=context)
+    np.savez(adm, mu_s=np.zeros(7), sigma_s=np.eye(7), **rest)
+    with pytest.raises(ValueError, match="mu_s has 7 numbers; accepted: Inception's 2023"):
+        evaluation.evaluate(images[0], adm, metrics=["sfid"], context=context)

@@ -283,6 +283,21 @@ def test_bad_input(call, folder, tmp_path, capsys):
     assert not cell_files(tmp_path)
 
 
+def test_foreign_files_stay_without_overwrite(call, tmp_path, capsys):
+    """Told before any cell is computed; `--overwrite` replaces them, and a sweep replaces a sweep."""
+    for suffix, text in ((".json", "{}"), (".md", "mine"), (".csv", "mine"), (".png", "mine")):
+        path = tmp_path / f"grid{suffix}"
+        path.write_text(text)
+        assert call("--grid=steps=2") == 1
+        assert f"{path} is there and is no sweep" in capsys.readouterr().err
+        assert path.read_text() == text and not cell_files(tmp_path)
+        path.unlink()
+    path.write_text("mine")
+    assert call("--grid=steps=2", "--overwrite") == 0
+    assert path.read_bytes() != b"mine"
+    assert call("--grid=steps=2") == 0
+
+
 def test_list(capsys):
     assert sweep.cli(["--list"]) == 0
     out = capsys.readouterr().out

@@ -13,6 +13,9 @@ from train.evaluation.features import Extractor, make_extractor
 from train.evaluation.frechet import Statistics, fit
 from train.evaluation.sources import Source
 
+# What ADM's files call mean and covariance of the features, and of the spatial ones.
+STATISTICS, SPATIAL_STATISTICS = ("mu", "sigma"), ("mu_s", "sigma_s")
+
 
 @dataclasses.dataclass
 class Context:
@@ -73,9 +76,11 @@ class Context:
         """Whether this process is the one that computes metrics."""
         return self.workers.rank == 0
 
-    def features(self, source: Source, description: str, logits: bool = False) -> Arrays:
-        """What the extractor makes of all images: features, and logits if wanted; on rank 0."""
-        names = ["features", "logits"] if logits else ["features"]
+    def features(
+        self, source: Source, description: str, logits: bool = False, spatial: bool = False
+    ) -> Arrays:
+        """What the extractor makes of all images: features, and what else is wanted; on rank 0."""
+        names = ["features", *["logits"] * logits, *["spatial"] * spatial]
 
         def make() -> Arrays:
             return self.extract(source, self.extractor, names, description)
@@ -89,16 +94,19 @@ class Context:
             progress=self.progress, description=description,
         )  # fmt: skip
 
-    def fit(self, source: Source, features: np.ndarray) -> Statistics:
-        """Statistics of all images, remembered as well; call on rank 0."""
+    def fit(
+        self, source: Source, features: np.ndarray, names: tuple[str, str] = STATISTICS
+    ) -> Statistics:
+        """Statistics of all images, remembered under `names` as well; call on rank 0."""
 
         def make() -> Arrays:
             statistics = fit(features)
-            return {"mu": statistics.mean, "sigma": statistics.covariance}
+            return dict(zip(names, (statistics.mean, statistics.covariance), strict=True))
 
         alone = Processes(alone=True)
-        found = remembered(self.cache, lambda: self._parts(source), ["mu", "sigma"], alone, make)
-        return Statistics(np.array(found["mu"]), np.array(found["sigma"]), len(features))
+        found = remembered(self.cache, lambda: self._parts(source), list(names), alone, make)
+        mean, covariance = (np.array(found[name]) for name in names)
+        return Statistics(mean, covariance, len(features))
 
     def _parts(self, source: Source) -> list[str | None]:
         """What features depend on."""

@@ -21,6 +21,8 @@ INCEPTION_URL = (
 )
 
 INCEPTION_FEATURES = 2048
+_SPATIAL_CHANNELS = 7  # of ADM's evaluator
+INCEPTION_SPATIAL_FEATURES = 17 * 17 * _SPATIAL_CHANNELS
 
 
 class Extractor(Protocol):
@@ -39,14 +41,19 @@ class Extractor(Protocol):
     fingerprint: str
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 [B, 3, H, W] -> {"features": float32 [B, D]}, and "logits" float32 [B, C]."""
+        """uint8 [B, 3, H, W] -> {"features": float32 [B, D]}, and "logits" float32 [B, C].
+
+        An extractor with a true attribute `has_spatial` gives "spatial" float32 [B, S] as well.
+        """
 
 
 class Inception:
     """Inception v3 as in Google's graph, by torch-fidelity: what FID, IS and ADM's metrics are made of.
 
-    Features are the 2048 of the last pooling; logits the 1008 of the last layer without its bias. Images of
-    any size are resized to 299 x 299 inside, as TensorFlow 1 does.
+    Features are the 2048 of the last pooling; logits the 1008 of the last layer without its bias. Spatial
+    features are the first 7 channels of the layer "mixed_6/conv" of Google's graph (guided-diffusion,
+    evaluations/evaluator.py), 17 x 17 x 7 numbers, channels last. Images of any size are resized to 299 x
+    299 inside, as TensorFlow 1 does.
 
     Args:
       weights: torch-fidelity's file; default: downloaded once into PyTorch's hub folder.
@@ -58,7 +65,7 @@ class Inception:
       ValueError: the file holds something else.
     """
 
-    name, has_logits = "inception", True
+    name, has_logits, has_spatial = "inception", True, True
 
     def __init__(
         self, weights: str | os.PathLike | None = None, device: str | torch.device = "cpu"
@@ -79,6 +86,8 @@ class Inception:
                 f"{INCEPTION_FILE} from {INCEPTION_URL}"
             ) from None
         self.network.to(device)
+        # torch-fidelity returns no spatial features.
+        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
         self.protocol = {
             "name": self.name,
             "network": "TF-Inception v3 (2015-12-05) of torch-fidelity, 2048 pooled features, logits "
@@ -91,7 +100,11 @@ class Inception:
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         with full_precision():
             features, logits = self.network(images)
-        return {"features": features, "logits": logits}
+        return {"features": features, "logits": logits, "spatial": self._spatial}
+
+    def _keep_spatial(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        del module, inputs
+        self._spatial = output[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
 class Pixels:

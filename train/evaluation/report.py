@@ -10,7 +10,7 @@ from typing import Any
 
 _COLUMNS = {
     "fid": "FID", "rfid": "rFID", "inception_score": "IS", "psnr": "PSNR (dB)", "ssim": "SSIM",
-    "lpips": "LPIPS", "kid": "KID",
+    "lpips": "LPIPS", "kid": "KID", "sfid": "sFID",
 }  # fmt: skip
 _NOT_INCEPTION = {
     "fid": "frechet_distance",

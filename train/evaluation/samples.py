@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from train.evaluation import manifold
-from train.evaluation.context import Context
+from train.evaluation.context import SPATIAL_STATISTICS, Context
 from train.evaluation.extraction import Arrays
 from train.evaluation.frechet import frechet_distance
 from train.evaluation.inception_score import inception_score
@@ -16,8 +16,9 @@ from train.evaluation.reference import Reference, load_reference
 from train.evaluation.report import Evaluation, check_metrics, metric_name, versions
 from train.evaluation.sources import ArraySource, Source, open_source
 
-METRICS = ("fid", "inception_score", *manifold.METRICS, "kid")
-BY_DEFAULT = METRICS[:-1]  # the Kernel Inception Distance is for those who ask
+_BY_DEFAULT = ("fid", "inception_score", *manifold.METRICS)
+ON_REQUEST = ("sfid", "kid")
+METRICS = (*_BY_DEFAULT, *ON_REQUEST)
 _OF_FEATURES = (*manifold.METRICS, "kid")  # need the reference's features, not only statistics
 Images = Source | np.ndarray | str | os.PathLike
 
@@ -44,8 +45,8 @@ def evaluate(
       samples: a source, uint8 [N, H, W, 3], or a path (see `sources.open_source`).
       reference: likewise, or a path to statistics (see `reference.load_reference`); None: only the
         Inception Score.
-      metrics: some of `METRICS`; default: all of `BY_DEFAULT` for which samples and reference have what it
-        takes.
+      metrics: some of `METRICS`; default: all but `ON_REQUEST` for which samples and reference have what
+        it takes.
       neighbours: which neighbour makes a radius.
       splits, shuffle: of the Inception Score.
       image_size: crop a reference folder to this; default: to the samples' size.
@@ -60,7 +61,7 @@ def evaluate(
       ImportError: the extra 'eval' is not installed.
       OSError, ValueError: bad input; one line says what was found and what is accepted.
     """
-    wanted = check_metrics(BY_DEFAULT if metrics is None else metrics, METRICS)
+    wanted = check_metrics(_BY_DEFAULT if metrics is None else metrics, METRICS)
     source = as_source(samples, "samples")
     context = context or Context.make(**how)
     plan = _Plan(context, wanted, metrics is not None, neighbours, splits, shuffle)
@@ -69,10 +70,11 @@ def evaluate(
     if reference is not None:
         compared = load_reference(
             reference, context, source, image_size=image_size, count=reference_count,
-            with_features=plan.needs_features,
+            with_features=plan.needs_features, with_spatial="sfid" in plan.metrics,
         )  # fmt: skip
     plan.drop_impossible(compared)
-    found = context.features(source, "samples", logits="inception_score" in plan.metrics)
+    logits, spatial = ("inception_score" in plan.metrics, "sfid" in plan.metrics)
+    found = context.features(source, "samples", logits, spatial)
     values = context.workers.on_first(lambda: plan.compute(source, found, compared))
     protocol = {"samples": source.protocol}
     if compared is not None:
@@ -124,6 +126,8 @@ class _Plan:
         if not extractor.has_logits:
             missing = f"classes, which {extractor.name!r} does not give"
             self._leave_out(["inception_score"], missing)
+        if not getattr(extractor, "has_spatial", False):
+            self._leave_out(["sfid"], f"spatial features, which {extractor.name!r} does not give")
         if not self.metrics:
             raise ValueError("nothing to compute: no reference, and features without classes")
         if "inception_score" in self.metrics and not 1 <= self.splits <= count:
@@ -132,7 +136,7 @@ class _Plan:
             )
         if self.needs_neighbours:
             self._check_neighbours(count, "samples")
-        if "fid" in self.metrics and count < 2:
+        if {"fid", "sfid"} & set(self.metrics) and count < 2:
             raise ValueError(f"a covariance needs 2 samples or more; found {count}")
 
     def drop_impossible(self, compared: Reference | None) -> None:
@@ -146,6 +150,11 @@ class _Plan:
                 f"the reference's features; {compared.protocol.get('name')} holds statistics alone"
             )
             self._leave_out(_OF_FEATURES, missing)
+        if "sfid" in self.metrics and not self.context.workers.on_first(
+            lambda: compared.spatial is not None
+        ):
+            missing = f"{' and '.join(SPATIAL_STATISTICS)}, or images"
+            self._leave_out(["sfid"], f"the reference's {missing}; found neither")
 
     def _check_neighbours(self, count: int, what: str) -> None:
         if not 1 <= self.neighbours < count:
@@ -167,6 +176,9 @@ class _Plan:
         if "fid" in self.metrics:
             fitted = self.context.fit(source, found["features"])
             values["fid"] = frechet_distance(fitted, compared.statistics)
+        if "sfid" in self.metrics:
+            fitted = self.context.fit(source, found["spatial"], SPATIAL_STATISTICS)
+            values["sfid"] = frechet_distance(fitted, compared.spatial)
         if "kid" in self.metrics:
             mean, deviation = kernel_distance(found["features"], compared.features)
             values |= {"kid": mean, "kid_std": deviation}

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from maskgit_pt.files import user_cache
 from maskgit_pt.launch import Processes
 from maskgit_pt.settings import setting
 from train.evaluation.context import Context
 from train.evaluation.features import EXTRACTORS
 from train.evaluation.reference import Reference, load_reference
 from train.evaluation.report import Evaluation
-from train.evaluation.samples import METRICS, evaluate
+from train.evaluation.samples import METRICS, ON_REQUEST, evaluate
 from train.evaluation.sources import Source
 from train.evaluation.tokenizers import TOKENIZER_METRICS
 
@@ -33,8 +34,8 @@ class EvaluationSettings:
     )
     metrics: str | None = setting(
         None,
-        f"Default: all that can be had but kid. Samples: {', '.join(METRICS)}; tokenizers: "
-        f"{', '.join(TOKENIZER_METRICS)}.",
+        f"Default: all that can be had but {' and '.join(ON_REQUEST)}. Samples: {', '.join(METRICS)}; "
+        f"tokenizers: {', '.join(TOKENIZER_METRICS)}.",
     )
     features: str = setting(
         "inception",
@@ -78,14 +79,15 @@ class EvaluationSettings:
             if self.cache:
                 Path(self.cache).mkdir(parents=True, exist_ok=True)
             return self.cache or None
+        folder = user_cache("evaluation")
         try:
-            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            folder = Path(base) / "maskgit_pt" / "evaluation"
+            if folder is None:
+                raise OSError("this user has no home folder")
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK | os.X_OK):
                 return str(folder)
             reason = f"{folder} cannot be written"
-        except (OSError, RuntimeError) as error:  # no such user, no home
+        except OSError as error:
             reason = " ".join(str(error).split())
         print(f"features are not remembered: {reason} (--cache=FOLDER)", file=sys.stderr)
         return None
@@ -107,8 +109,14 @@ class EvaluationSettings:
     ) -> Reference:
         """Reads the reference; see `reference.load_reference`."""
         return load_reference(
-            self.reference, context, samples, image_size=image_size, count=self.num_reference
-        )
+            self.reference, context, samples, image_size=image_size, count=self.num_reference,
+            with_spatial=self._with_spatial(context),
+        )  # fmt: skip
+
+    def _with_spatial(self, context: Context) -> bool:
+        """Whether sFID is wanted and can be had; `samples.evaluate` complains if it cannot."""
+        wanted = "sfid" in (self.metric_names or [])
+        return wanted and getattr(context.extractor, "has_spatial", False)
 
     def evaluate(
         self,

@@ -14,9 +14,8 @@ from safetensors import SafetensorError, safe_open
 from maskgit_pt.decoding import Settings, resolve
 from maskgit_pt.files import write_atomically
 from maskgit_pt.model_settings import ModelSettings
-from maskgit_pt.networks import TOKENIZERS
 from maskgit_pt.pipeline import MaskGIT
-from maskgit_pt.pretrained import WEIGHTS_NAME, load_any, weights_fingerprint
+from maskgit_pt.pretrained import WEIGHTS_NAME, weights_fingerprint
 from train import export
 from train.evaluation.npz import Npz
 from train.evaluation.sources import open_source
@@ -175,9 +174,9 @@ def run_models(run: Path, wanted: Sequence[int] | None, average: bool) -> list[M
             return f"{weights_fingerprint(*files)} {'average' if average else 'last'}"
 
         def load(settings: ModelSettings, device: torch.device) -> MaskGIT:
-            dtype = settings.torch_dtype
-            decoder = load_any(settings.tokenizer, TOKENIZERS, device=device, dtype=dtype)
-            transformer = export.load(run, step, average)[0].to(device=device, dtype=dtype)
+            decoder = settings.load_tokenizer(device)
+            transformer = export.load(run, step, average)[0]
+            transformer = transformer.to(device=device, dtype=settings.torch_dtype)
             return MaskGIT(transformer, decoder).arrange()
 
         return Model(step, f"{run.name} at step {step}", load, fingerprint)
