@@ -9,8 +9,9 @@ from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.halton_transformer import HaltonTransformer
 from maskgit_pt.nets.llamagen_vq import LlamaGenVQ
 from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.nets.self_guidance import SelfGuidedTransformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 
-TRANSFORMERS = [Transformer, BesnierTransformer, HaltonTransformer]
+TRANSFORMERS = [Transformer, BesnierTransformer, HaltonTransformer, SelfGuidedTransformer]
 TOKENIZERS = [VQVAE, TamingVQGAN, LlamaGenVQ]
