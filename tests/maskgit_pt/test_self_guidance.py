@@ -149,3 +149,15 @@ def test_training_is_as_recorded():
     norms = {n: p.grad.norm() for n, p in model.guidance.named_parameters()}
     for name, value in norms.items():
         torch.testing.assert_close(value, recorded[f"f64/gradnorm/{name}"], atol=1e-9, rtol=0)
+
+
+def test_the_published_size():
+    sizes = {"hidden_size": 768, "num_hidden_layers": 24, "num_attention_heads": 16}
+    sizes |= {"intermediate_size": 3072}
+    for positions, parameters in {257: 215_806_201, 1025: 216_396_025}.items():
+        with torch.device("meta"):
+            model = SelfGuidedTransformer(2025, max_position_embeddings=positions, **sizes)
+        assert sum(p.numel() for p in model.parameters()) == parameters
+        assert len(list(model.guidance.parameters())) == 56
+        # One tensor here is three in the published files: query, key and value.
+        assert len(model.state_dict()) + 2 * 2 * 24 == 450
