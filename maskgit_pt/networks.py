@@ -12,8 +12,9 @@ from maskgit_pt.nets.halton_transformer import HaltonTransformer
 from maskgit_pt.nets.llamagen_vq import LlamaGenVQ
 from maskgit_pt.nets.mage import Mage
 from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.nets.self_guidance import SelfGuidedTransformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 
-TRANSFORMERS = [Transformer, BesnierTransformer, HaltonTransformer, Mage]
+TRANSFORMERS = [Transformer, BesnierTransformer, HaltonTransformer, Mage, SelfGuidedTransformer]
 TOKENIZERS = [VQVAE, TamingVQGAN, LlamaGenVQ]

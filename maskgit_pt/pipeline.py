@@ -24,6 +24,7 @@ from maskgit_pt.libml import guidance as guidance_lib
 from maskgit_pt.libml.rng import Noise, Rng, normal, sample_noise
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.nets.self_guidance import SelfGuidedTransformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from maskgit_pt.networks import TOKENIZERS, TRANSFORMERS
@@ -382,6 +383,14 @@ class MaskGIT(HubMixin):
             raise ValueError(
                 f"embedding_noise is {noise}; accepted with a {type(self.transformer).__name__}: 0"
             )
+        guidance = getattr(sampler, "self_guidance", 0.0)
+        if guidance and not isinstance(self.transformer, SelfGuidedTransformer):
+            raise ValueError(
+                f"self_guidance is {guidance}; accepted with a {type(self.transformer).__name__}, which "
+                "has no module for it: 0"
+            )
+        if guidance and options.guidance:
+            raise ValueError("guidance and self_guidance exclude each other: one of them must be 0")
         return options
 
     def sample_indices(
@@ -520,10 +529,12 @@ class MaskGIT(HubMixin):
         return logits if temperature == 1.0 else logits / temperature
 
     def _drawn_inputs(self, options: Decoding, noise: Noise, tokens: Tensor) -> dict[str, Tensor]:
-        """What a network sees that is drawn anew in every step, one row a sample."""
+        """What a network takes beside tokens and labels in every step, one row a sample."""
         drawn = {}
         if getattr(self.transformer, "latent_features", 0):
             drawn["latent"] = noise.uniform((len(tokens), 1), self.device)[:, 0]
+        if scale := getattr(options.sampler, "self_guidance", 0.0):
+            drawn["self_guidance"] = torch.full((len(tokens),), scale, device=self.device)
         if level := getattr(options.sampler, "embedding_noise", 0.0):
             shape = (*tokens.shape, self.transformer.to_config()["hidden_size"])
             drawn["embedding_noise"] = normal(noise, shape, self.device)

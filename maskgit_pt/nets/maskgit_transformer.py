@@ -37,10 +37,14 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, top_down: Tensor | None = None) -> Tensor:
+        """`top_down` [B, N, D] joins the values alone: see `self_guidance`."""
         B, N, D = x.shape
         qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, N, D/H]
+        if top_down is not None:
+            more = F.linear(top_down, self.qkv.weight[2 * D :], self.qkv.bias[2 * D :])
+            value = value + more.view(B, N, self.num_heads, D // self.num_heads).transpose(1, 2)
         rate = self.dropout_rate if self.training else 0.0
         # The official attention mask is all ones: every position sees every other. The scale is
         # SDPA's default, 1/sqrt(D/H).
@@ -78,13 +82,25 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(hidden_dropout_prob)
         self.attention_output_ln = nn.LayerNorm(hidden_size, eps=LAYERNORM_EPSILON)
 
-    def forward(self, layer_input: Tensor) -> Tensor:
-        attention_output = self.dropout(self.self_attention(layer_input))
+    def forward(self, layer_input: Tensor, top_down: Tensor | None = None) -> Tensor:
+        attention_output = self.dropout(self.self_attention(layer_input, top_down))
         return self.attention_output_ln(attention_output + layer_input)  # [B, N, D]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """`jax.nn.gelu` as the official code calls it: the tanh approximation, not torch's default erf."""
+    return F.gelu(x, approximate="tanh")
+
+
+_GELU = gelu
 
 
 class Mlp(nn.Module):
     """Two dense layers with their residual and LayerNorm: `LN(Mlp(y) + y)`. No dropout inside."""
+
+    erf_gelu = (
+        False  # True in descendants of Google's network that were trained with torch's default
+    )
 
     def __init__(self, hidden_size: int, hidden_dropout_prob: float, intermediate_size: int):
         super().__init__()
@@ -94,17 +110,10 @@ class Mlp(nn.Module):
         self.layer_output_ln = nn.LayerNorm(hidden_size, eps=LAYERNORM_EPSILON)
 
     def forward(self, attention_output: Tensor) -> Tensor:
-        intermediate_output = dense_gelu(self.intermediate_output, attention_output)  # [B, N, 4 D]
+        dense = _dense_erf_gelu if self.erf_gelu else dense_gelu
+        intermediate_output = dense(self.intermediate_output, attention_output)  # [B, N, 4 D]
         layer_output = self.dropout(self.layer_output(intermediate_output))  # [B, N, D]
         return self.layer_output_ln(layer_output + attention_output)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """`jax.nn.gelu` as the official code calls it: the tanh approximation, not torch's default erf."""
-    return F.gelu(x, approximate="tanh")
-
-
-_GELU = gelu
 
 
 def dense_gelu(dense: nn.Linear, x: Tensor) -> Tensor:
@@ -129,6 +138,10 @@ def _has_onednn(device: torch.device) -> bool:
     )
 
 
+def _dense_erf_gelu(dense: nn.Linear, x: Tensor) -> Tensor:
+    return F.gelu(dense(x))
+
+
 class TransformerLayer(nn.Module):
     """One layer: `Attention`, then `Mlp`, each post-norm."""
 
@@ -151,8 +164,8 @@ class TransformerLayer(nn.Module):
         )
         self.mlp = Mlp(hidden_size, hidden_dropout_prob, intermediate_size)
 
-    def forward(self, layer_input: Tensor) -> Tensor:
-        return self.mlp(self.attention(layer_input))  # [B, N, D]
+    def forward(self, layer_input: Tensor, top_down: Tensor | None = None) -> Tensor:
+        return self.mlp(self.attention(layer_input, top_down))  # [B, N, D]
 
 
 class Embed(nn.Module):
@@ -205,6 +218,8 @@ class Bias(nn.Module):
 class MlmLayer(nn.Module):
     """The head: dense, GELU, LayerNorm, then the dot product with the word-embedding table itself."""
 
+    erf_gelu = False  # as in `Mlp`
+
     def __init__(self, hidden_size: int, vocab_size: int):
         super().__init__()
         self.mlm_dense = nn.Linear(hidden_size, hidden_size)
@@ -212,7 +227,8 @@ class MlmLayer(nn.Module):
         self.mlm_bias = Bias(vocab_size)
 
     def forward(self, last_layer: Tensor, embeddings: Tensor) -> Tensor:
-        mlm_hidden = self.mlm_ln(dense_gelu(self.mlm_dense, last_layer))  # [B, N, D]
+        dense = _dense_erf_gelu if self.erf_gelu else dense_gelu
+        mlm_hidden = self.mlm_ln(dense(self.mlm_dense, last_layer))  # [B, N, D]
         return self.mlm_bias(F.linear(mlm_hidden, embeddings))  # [B, N, V]
 
 
@@ -295,11 +311,20 @@ class Transformer(PretrainedMixin, nn.Module):
         Raises:
           ValueError: more positions than the model has.
         """
-        x = self.embed(input_ids)  # [B, N, D]
+        x = self.hidden(input_ids)  # [B, N, D]
+        return self.mlm_layer(x[:, first_position:], self.head_weight[:num_logits])
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """The last layer's output [B, N, D], which the head makes logits of; `input_ids` as `forward`."""
+        x = self.embed(input_ids)
         for layer in self.layers:
             x = layer(x)
-        embeddings = self.embed.word_embeddings.weight[:num_logits]
-        return self.mlm_layer(x[:, first_position:], embeddings)
+        return x
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix [V, D] that the head multiplies with: the word-embedding table itself."""
+        return self.embed.word_embeddings.weight
 
     def code_logits(self, tokens: Tensor, labels: Tensor, num_codes: int) -> Tensor:
         """Predicts the image tokens: what the samplers of `maskgit_pt.samplers` call.

@@ -25,6 +25,7 @@ from maskgit_pt.samplers.moment_halton import MomentHaltonSampler
 from maskgit_pt.samplers.official import OfficialSampler
 from maskgit_pt.samplers.ordered import HaltonSampler, RandomSampler, halton_order
 from maskgit_pt.samplers.remdm import RemdmSampler
+from maskgit_pt.samplers.self_guidance import SelfGuidanceSampler
 
 SAMPLERS: dict[str, type[Sampler]] = {
     sampler.name: sampler
@@ -56,6 +57,7 @@ __all__ = [
     "RandomSampler",
     "RemdmSampler",
     "Sampler",
+    "SelfGuidanceSampler",
     "State",
     "create",
     "halton_order",
