@@ -162,6 +162,9 @@ def _load(path: Path, names: list[Name]) -> TorchFile:
     """`torch.load` with stand-ins for what is named; its errors in one line."""
     with open(path, "rb") as file:
         legacy = bool(_MAGIC.match(file.read(32)))
+    # torch.load takes a path that ends so for a safetensors file, whatever is in it.
+    misnamed = path.suffix == ".safetensors"
+    mapped = not legacy and not misnamed
     things: Counter = Counter()
     storages: list[tuple[int, int]] = []
 
@@ -169,15 +172,20 @@ def _load(path: Path, names: list[Name]) -> TorchFile:
         storages.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
         return storage
 
-    with torch.serialization.safe_globals(stand_ins(names, things)), warnings.catch_warnings():
+    with (
+        torch.serialization.safe_globals(stand_ins(names, things)),
+        warnings.catch_warnings(),
+        open(path, "rb") as file,
+    ):
         warnings.simplefilter("ignore")
+        source = file if misnamed else path
         try:
-            tree = torch.load(path, map_location=keep, weights_only=True, mmap=not legacy)
+            tree = torch.load(source, map_location=keep, weights_only=True, mmap=mapped)
         except (Refused, MemoryError):
             raise
         except Exception as error:  # torch.load has no list of what it raises for damaged files
             raise _one_line(error) from None
-    if legacy or not storages:
+    if not mapped or not storages:
         return TorchFile(tree, "legacy" if legacy else "zip", things)
     # All storages of an archive are parts of one mapping of the file.
     start, end = min(at for at, _ in storages), max(end for _, end in storages)

@@ -497,3 +497,16 @@ def test_dtype(foreign, tmp_path):
     state = torch.load(tmp_path / "out", weights_only=True)
     expected = tensors_in(foreign("formats/open_muse"), None)
     assert all(torch.equal(state[key], value.bfloat16()) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pytorch_file_that_is_called_safetensors(foreign_files, tmp_path, legacy):
+    """A format is told from the content, never from the name."""
+    source = foreign_files / "formats" / "hmorimitsu_maskgit.ckpt"
+    state = torch.load(source, weights_only=True)
+    path = tmp_path / "model.safetensors"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    expected = convert.load_checkpoint(source)[2]
+    found = convert.load_checkpoint(path)[2]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
