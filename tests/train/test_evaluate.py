@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -410,3 +411,15 @@ def test_tokenizer_of_small_pictures():
     assert "psnr" in found and "ssim" not in found
     with pytest.raises(ValueError, match=r"SSIM needs images of 11 pixels or more; found \[8, 8\]"):
         evaluation.evaluate_tokenizer(tokenizer, images, metrics=["ssim"])
+
+
+def test_few_samples_are_told(sets, capsys):
+    """50 samples of 192 features: the distance is too large, and that is said; 250 samples are enough."""
+    samples, reference = sets
+    with pytest.warns(
+        UserWarning, match="of 50 samples, fewer than their 192 features, is too large"
+    ):
+        evaluation.evaluate(samples, reference, features="pixels")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluation.evaluate(np.tile(samples, (5, 1, 1, 1)), reference, features="pixels")

@@ -1,6 +1,7 @@
 """`evaluate`: samples against a reference."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -174,6 +175,13 @@ class _Plan:
         """The values, on rank 0."""
         values = {}
         if "fid" in self.metrics:
+            count, width = found["features"].shape
+            if count < width:
+                warnings.warn(
+                    f"the Fréchet distance of {count} samples, fewer than their {width} features, is too "
+                    "large: compare it with that of as many samples alone",
+                    stacklevel=2,
+                )
             fitted = self.context.fit(source, found["features"])
             values["fid"] = frechet_distance(fitted, compared.statistics)
         if "sfid" in self.metrics:
