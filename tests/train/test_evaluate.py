@@ -341,7 +341,7 @@ def test_bad_input(sets, tmp_path, capsys):
     assert "10 splits needs as many images; found 9" in error(*good, "--num_samples=9")
     assert "needs a reference" in error(good[0], "--metrics=fid")
     (tmp_path / "empty").mkdir()
-    assert "empty" in error("--samples=empty", good[1])
+    assert "empty: no images; accepted: PNG or JPEG files" in error("--samples=empty", good[1])
     Image.fromarray(pictures(0, 1, size=20)[0]).save("samples/9999.png")
     assert "9999.png is 20 x 20, the first image 16 x 16" in error(*good)
     (tmp_path / "samples" / "9999.png").write_bytes(b"no picture")

@@ -257,9 +257,12 @@ def _open_collection(path: Path) -> Images:
         return _files(path, [samples[index] for index in sorted(samples)])
     if top:
         return _files(path, top)
+    nothing = f"{path}: no images; accepted: PNG or JPEG files, or folders of them"
+    if not any(path.iterdir()):
+        raise ValueError(nothing)
     images = open_images(path)
     if not len(images):
-        raise ValueError(f"{path}: no images; accepted: PNG or JPEG files, or folders of them")
+        raise ValueError(nothing)
     return images
 
 
