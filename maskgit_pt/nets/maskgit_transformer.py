@@ -83,7 +83,8 @@ class Attention(nn.Module):
         self.attention_output_ln = nn.LayerNorm(hidden_size, eps=LAYERNORM_EPSILON)
 
     def forward(self, layer_input: Tensor, top_down: Tensor | None = None) -> Tensor:
-        attention_output = self.dropout(self.self_attention(layer_input, top_down))
+        inputs = (layer_input,) if top_down is None else (layer_input, top_down)
+        attention_output = self.dropout(self.self_attention(*inputs))
         return self.attention_output_ln(attention_output + layer_input)  # [B, N, D]
 
 
@@ -165,7 +166,8 @@ class TransformerLayer(nn.Module):
         self.mlp = Mlp(hidden_size, hidden_dropout_prob, intermediate_size)
 
     def forward(self, layer_input: Tensor, top_down: Tensor | None = None) -> Tensor:
-        return self.mlp(self.attention(layer_input, top_down))  # [B, N, D]
+        inputs = (layer_input,) if top_down is None else (layer_input, top_down)
+        return self.mlp(self.attention(*inputs))  # [B, N, D]
 
 
 class Embed(nn.Module):
