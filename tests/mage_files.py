@@ -58,3 +58,31 @@ def model(dtype: torch.dtype = torch.float32) -> Mage:
     theirs = published()
     net.load_state_dict({row.officials[0]: theirs[name] for name, row in rows.items()})
     return net.to(dtype).eval()
+
+
+def near(ours, theirs, f64: bool) -> None:
+    """Fails where a recorded array is missed by more than its precision allows."""
+    ours = np.asarray(ours.detach() if isinstance(ours, torch.Tensor) else ours)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= (1e-10 if f64 else 5e-5)
+
+
+def assert_gradients(net: Mage, case: int) -> None:
+    """Compares the gradients of a float64 network with those of a recorded training pass, 0 or 1."""
+    vectors = recorded("training")
+    grads = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    assert sorted(grads) == list(vectors[f"case{case}_grad_names"])
+    norms = [grads[name].norm().item() for name in sorted(grads)]
+    near(np.array(norms), vectors[f"case{case}_grad_norms_f64"], True)
+    if case:
+        return
+    for name, theirs in vectors.items():
+        if name.startswith("case0_grad_f64:"):
+            flat = grads[name.partition(":")[2]].flatten()
+            near(flat[:: max(1, len(flat) // 96)], theirs, True)
+    words = grads["token_emb.word_embeddings.weight"]
+    rows = torch.from_numpy(vectors["case0_grad_word_rows"])
+    assert torch.equal(words.abs().sum(1).nonzero()[:, 0], rows)
+    near(words[rows].norm(dim=1), vectors["case0_grad_word_rows_norm_f64"], True)
+    near(words[108], vectors["case0_grad_word_class_row_f64"], True)
+    near(words[1032], vectors["case0_grad_word_mask_row_f64"], True)

@@ -13,6 +13,7 @@ from torch import nn
 from maskgit_pt import command_line as cl
 from maskgit_pt.files import check_destination, write_atomically
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
+from maskgit_pt.nets.mage import Mage
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from train import settings
@@ -28,7 +29,7 @@ for every other command; maskgit-convert --input=FOLDER --output=FILE --to=flax 
 Google's code loads.
 """
 NETWORKS_NAME = "networks.json"
-CLASSES = {cls.model_type: cls for cls in (Transformer, BesnierTransformer, VQVAE)}
+CLASSES = {cls.model_type: cls for cls in (Transformer, BesnierTransformer, Mage, VQVAE)}
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", None, "Folder to write.", flag_values=FLAGS)
@@ -67,7 +68,7 @@ def note_networks(run: Path, models: dict[str, nn.Module]) -> None:
 
 def load(
     run: Path, step: int | None = None, average: bool = True
-) -> tuple[Transformer | BesnierTransformer | VQVAE, int]:
+) -> tuple[Transformer | BesnierTransformer | Mage | VQVAE, int]:
     """Loads the trained network of a run, in evaluation mode, on the CPU.
 
     Args:

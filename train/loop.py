@@ -25,10 +25,15 @@ from train.run.state import TrainState
 from train.tasks.autoencoding import Autoencoding
 from train.tasks.base import Task
 from train.tasks.flops import matrix_rate
+from train.tasks.mage import MageTokens
 from train.tasks.masked_tokens import MaskedTokens
 from train.tasks.peaks import peak_of
 
-TASKS: dict[str, type[Task]] = {"masked_tokens": MaskedTokens, "autoencoding": Autoencoding}
+TASKS: dict[str, type[Task]] = {
+    "masked_tokens": MaskedTokens,
+    "mage": MageTokens,
+    "autoencoding": Autoencoding,
+}
 
 
 def task_class(config: ml_collections.ConfigDict) -> type[Task]:

@@ -22,7 +22,8 @@ MAY_CHANGE = (
     "parallel", "log_every_steps", "checkpoint_every_steps",
     "keep_checkpoints", "timeout_minutes", "eval_every_steps", "eval_show_num", "sampling",
 )  # fmt: skip
-
+# Settings that runs of earlier versions lack, and what they did.
+_CAME_LATER = {"mask_order": "random", "samples_per_mask_ratio": 1}
 
 RECIPES = Path(__file__).parent / "configs"
 
@@ -167,6 +168,7 @@ def compare(config: ml_collections.ConfigDict, run: Path) -> None:
     if "model_type" in read(run):
         raise ValueError(f"{run} holds a model, not a training run; name another --output")
     old, new = flatten(read(run)), flatten(json.loads(config.to_json()))
+    old |= {name: v for name, v in _CAME_LATER.items() if name in new and name not in old}
     for name in sorted(old.keys() | new.keys()):
         fixed = name not in MAY_CHANGE and name.split(".")[0] not in MAY_CHANGE
         if fixed and old.get(name) != new.get(name):

@@ -31,6 +31,8 @@ LABEL_SMOOTHING = 0.1
 # Width -> heads of the encoder of the published sizes: ViT-B, ViT-L, and "huge", which is not published.
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = 16
+# How the names of the tensors begin that are never used.
+UNUSED = ("cls_token", "mask_token", "patch_embed.", "decoder_pred.")
 
 
 class Attention(nn.Module):
@@ -227,6 +229,11 @@ class Mage(PretrainedMixin, nn.Module):
             x = torch.cat([self.class_emb(labels)[:, None], x[:, 1:]], 1)
         return x
 
+    @staticmethod
+    def leave_out(x: Tensor, dropped: Tensor) -> Tensor:
+        """[B, N, D] without the dropped places, bool [B, N], as many in every row -> [B, kept places, D]."""
+        return x[~dropped].view(len(x), -1, x.shape[-1])
+
     def encode(self, x: Tensor) -> Tensor:
         """[B, kept places, D] -> the same; row 0 or the mean of the others represents the image."""
         for block in self.blocks:
@@ -284,7 +291,7 @@ class Mage(PretrainedMixin, nn.Module):
         x = self.embed(tokens, labels)
         if dropped is not None:
             dropped = F.pad(dropped, (1, 0))
-            x = x[~dropped].view(len(x), -1, x.shape[-1])
+            x = self.leave_out(x, dropped)
         x = self.decode(self.fill(self.encode(x), masked, dropped))
         return self.mlm_layer(x[:, 1:], self.token_emb.word_embeddings.weight[: self.num_codes])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mage_files import full_size, model, recorded
+from mage_files import assert_gradients, full_size, model, near, recorded
 
 from maskgit_pt import MaskGIT
 from maskgit_pt.nets.mage import (
@@ -27,12 +27,6 @@ LARGE = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "decoder_hidden_size": 1024
 }  # fmt: skip
 network = functools.cache(model)
-
-
-def near(ours, theirs, f64: bool) -> None:
-    ours = np.asarray(ours.detach() if isinstance(ours, torch.Tensor) else ours)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= (1e-10 if f64 else 5e-5)
 
 
 # The network -------------------------------------------------------------------------------------------
@@ -174,22 +168,7 @@ def test_gradients(case):
     noise, ratio = vectors[f"case{case}_noise"], vectors[f"case{case}_mu_ratio"][1]
     masked, dropped = choose_masked(torch.from_numpy(noise), ratio)
     masked_loss(net(torch.where(masked, -1, codes), dropped=dropped), codes, masked)[0].backward()
-    grads = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
-    assert sorted(grads) == list(vectors[f"case{case}_grad_names"])
-    norms = [grads[name].norm().item() for name in sorted(grads)]
-    near(np.array(norms), vectors[f"case{case}_grad_norms_f64"], True)
-    if case:
-        return
-    for name, theirs in vectors.items():
-        if name.startswith("case0_grad_f64:"):
-            flat = grads[name.partition(":")[2]].flatten()
-            near(flat[:: max(1, len(flat) // 96)], theirs, True)
-    words = grads["token_emb.word_embeddings.weight"]
-    rows = torch.from_numpy(vectors["case0_grad_word_rows"])
-    assert torch.equal(words.abs().sum(1).nonzero()[:, 0], rows)
-    near(words[rows].norm(dim=1), vectors["case0_grad_word_rows_norm_f64"], True)
-    near(words[108], vectors["case0_grad_word_class_row_f64"], True)
-    near(words[1032], vectors["case0_grad_word_mask_row_f64"], True)
+    assert_gradients(net, case)
 
 
 def test_initial_values():

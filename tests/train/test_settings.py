@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -5,7 +6,7 @@ from training import RECIPE, ROOT, tiny_config
 
 from maskgit_pt.command_line import UsageError
 from train import __main__ as program
-from train import settings
+from train import loop, settings
 from train.tasks import autoencoding, masked_tokens, networks
 
 
@@ -65,6 +66,15 @@ def test_a_recipe_with_a_field_that_nothing_reads():
         masked_tokens.check(config)
 
 
+def test_runs_of_earlier_versions_go_on(tmp_path):
+    old = tiny_config("x").to_dict()
+    del old["mask_order"]
+    (tmp_path / settings.FILE_NAME).write_text(json.dumps(old))
+    settings.compare(tiny_config("x"), tmp_path)
+    with pytest.raises(ValueError, match="this run has mask_order 'random', now it is 'halton'"):
+        settings.compare(tiny_config("x", mask_order="halton"), tmp_path)
+
+
 def test_a_run_keeps_its_settings(tmp_path):
     settings.keep(tiny_config("x"), tmp_path)
     assert settings.read(tmp_path).to_dict() == tiny_config("x").to_dict()
@@ -74,7 +84,7 @@ def test_a_run_keeps_its_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["official256", "official512", "besnier256", "besnier512", "best256"]
+    "recipe", ["official256", "official512", "besnier256", "besnier512", "best256", "mage256"]
 )
 def test_a_recipe_states_its_cost(recipe):
     path = ROOT / "train" / "configs" / f"{recipe}.py"
@@ -98,7 +108,7 @@ def test_all_recipes_are_valid():
         if config.task == "autoencoding":
             autoencoding.check(config)
         else:
-            masked_tokens.check(config)
+            loop.task_class(config).check(config)
         opening = path.read_text().split('"""')[1]
         for what in ("maskgit-train --config=", "Cost:", "Expected:"):
             assert what in opening.replace(

@@ -41,6 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
             "mask_scheduling_method": "cosine",  # see `train.data.masking.mask_ratios`
             "min_masking_rate": 0.0,  # smaller ratios are raised to this
             "independent_masks": False,  # True: each token by its own coin instead of an exact count
+            "mask_order": "random",  # or "halton", "halton+shift"; see `train.data.masking.draw`
+            "samples_per_mask_ratio": 1,  # so many samples in turn share a ratio
             "label_drop_rate": 0.1,  # labels replaced by the mask token, for guidance
             "compute_loss_for_all": False,  # True: known tokens count as well
             "label_smoothing": 0.1,
@@ -50,7 +52,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "beta2": 0.96,
                 "epsilon": 1e-8,
                 "weight_decay": 0.045,
-                "decay": "all",  # or "matrices": no decay of biases, norms and embeddings
+                # Or "matrices": no decay of biases, norms and embeddings; "matrices+embeddings".
+                "decay": "all",
                 "clip_norm": 1.0,  # of the whole gradient; 0: none
                 "warmup_steps": 5000,  # linear from 0
                 "lr_schedule": "constant",  # or "cosine", "linear": falls to lr_min at the end

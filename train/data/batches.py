@@ -111,7 +111,8 @@ class Batches(Dataset):
     """Item s is this process's share of step s, as a dict of tensors.
 
     `images` int64 [b] (their numbers) and `labels` int64 [b]; what else, the subclass says. With masks also
-    what `masking.draw` gives: `masked` bool [b, n], `ratio` float32 [b], and labels of -1 where dropped.
+    what `masking.draw` gives: `masked` bool [b, n], `ratio` float32 [b], `withheld` bool [b, n] for
+    MAGE, and labels of -1 where dropped.
 
     Args:
       num_images, crops: see `Order`.
@@ -136,6 +137,8 @@ class Batches(Dataset):
             masks = masking.draw(self.seed, step, self.share.rows, **self.masks)
             item["labels"] = np.where(masks.dropped, -1, item["labels"])
             item |= {"masked": masks.masked, "ratio": masks.ratio}
+            if masks.withheld is not None:
+                item["withheld"] = masks.withheld
         return {name: torch.from_numpy(value) for name, value in item.items()}
 
     def _read(self, images: np.ndarray, crops: np.ndarray, epochs: np.ndarray) -> dict:
@@ -256,7 +259,7 @@ def open_images(
 
 
 def _check_labels(config: ml_collections.ConfigDict, found: int, where: str) -> None:
-    if "num_class" in config and found > config.num_class:
+    if config.get("num_class") and found > config.num_class:
         raise ValueError(
             f"{where} has {found} classes, labels 0 to {found - 1}; config.num_class is "
             f"{config.num_class}"

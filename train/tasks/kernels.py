@@ -66,6 +66,11 @@ def compile_options(config: ml_collections.ConfigDict) -> dict[str, object]:
     return {"dynamic": False, "mode": config.compile_mode}
 
 
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a model, those of a decoder included."""
+    return [*model.blocks, *getattr(model, "decoder_blocks", [])]
+
+
 def prepare(model: nn.Module, config: ml_collections.ConfigDict) -> None:
     """Changes in place how a model computes; its parameters and their names stay.
 
@@ -80,11 +85,11 @@ def prepare(model: nn.Module, config: ml_collections.ConfigDict) -> None:
             if isinstance(module, nn.LayerNorm):
                 module.forward = functools.partial(_half_layer_norm, module)
     if config.recompute:
-        for block in model.blocks:
+        for block in layers(model):
             block.forward = _recomputed(block.forward)
     if config.compile:
         outer = [part for part in model.children() if not isinstance(part, _CONTAINERS)]
-        for part in [*model.blocks, *outer]:
+        for part in [*layers(model), *outer]:
             part.compile(**compile_options(config))
 
 

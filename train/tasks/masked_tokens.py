@@ -1,6 +1,7 @@
 """Stage 2: the transformer learns to fill in masked tokens (Chang et al. 2022, section 3.2)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Self
 
 import ml_collections
@@ -116,24 +117,30 @@ class Tokens:
 
 
 class MaskedTokens(Task):
-    """Stage 2 as a task; see `Task`.
+    """Stage 2 as a task; see `Task`. Networks that learn to fill in tokens in another way are subclasses.
 
     Attributes:
       tokens: where they come from.
       model: the transformer.
       average: its moving average, or None.
+      loss_class: the model with its loss, see `MaskedLoss`.
+      loss_inputs: what of a batch the loss takes beside the codes.
     """
 
+    loss_class = MaskedLoss
+    loss_inputs = ("masked", "labels")
+
     def __init__(self, config: ml_collections.ConfigDict, processes: Processes):
-        check(config)
+        self.check(config)
         super().__init__(config, processes)
         self.tokens = Tokens.open(config, processes)
         self.batches, self.tokenizer = self.tokens.batches, self.tokens.tokenizer
         self.work_per_image = _work_per_image(config, self.tokens)
         torch.manual_seed(config.seed)
-        self.model = networks.make_model(config, self.tokens.num_codes, self.tokens.num_tokens)
+        self.model = self.make_model(config, self.tokens)
         if config.init_from:
             networks.start_from(self.model, config.init_from)
+        self.prepare_model()
         _check_sampling(config, self.model, self.tokenizer)
         self.average = self._make_average() if config.polyak_decay > 0 else None
         self._loss = self._spread(self.model.to(processes.device))
@@ -150,10 +157,10 @@ class MaskedTokens(Task):
         cls, config: ml_collections.ConfigDict, processes: Processes
     ) -> tuple[dict[str, object], float]:
         """See `Task.describe`."""
-        check(config)
+        cls.check(config)
         tokens = Tokens.open(config, processes)
         with torch.device("cpu" if config.init_from else "meta"):
-            model = networks.make_model(config, tokens.num_codes, tokens.num_tokens)
+            model = cls.make_model(config, tokens)
         if config.init_from:
             networks.start_from(model, config.init_from)
         _check_sampling(config, model, tokens.tokenizer)
@@ -169,8 +176,21 @@ class MaskedTokens(Task):
             "memory (modelled)": f"{memory.fixed / 1e9:.2f} GB and {memory.an_image / 1e9:.2f} GB an image",
         }, work
 
+    @classmethod
+    def check(cls, config: ml_collections.ConfigDict) -> None:
+        """Refuses settings out of range; ValueError names the field."""
+        check(config)
+
+    @classmethod
+    def make_model(cls, config: ml_collections.ConfigDict, tokens: Tokens) -> nn.Module:
+        """The untrained network of the settings."""
+        return networks.make_model(config, tokens.num_codes, tokens.num_tokens)
+
+    def prepare_model(self) -> None:
+        """What is left to do to the new model before it is trained."""
+
     def _make_average(self) -> optimizers.Average:
-        average = networks.make_model(self.config, self.tokens.num_codes, self.tokens.num_tokens)
+        average = self.make_model(self.config, self.tokens)
         average.load_state_dict(self.model.state_dict())
         average.to(self.processes.device)
         if self.config.parallel == "fsdp":
@@ -179,43 +199,44 @@ class MaskedTokens(Task):
 
     def _spread(self, model: nn.Module) -> nn.Module:
         config = self.config
-        loss = MaskedLoss(
+        loss = self.loss_class(
             model, self.tokens.num_codes, config.label_smoothing, config.compute_loss_for_all
         ).train()
         kernels.prepare(model, config)
         if config.compile:
             loss.compare = torch.compile(loss.compare, **kernels.compile_options(config))
-        return distributed.parallelize(loss, model.blocks, self.processes, config.parallel)
+        return distributed.parallelize(loss, kernels.layers(model), self.processes, config.parallel)
 
     def step(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """See `Task.step`."""
         device = self.processes.device
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         codes = batch["codes"] if "codes" in batch else self._tokenize(batch["pixels"])
-        loss, correct = self.backward(codes, batch["masked"], batch["labels"])
+        loss, correct = self.backward(codes, *(batch[name] for name in self.loss_inputs))
         norm = self.update(NAME, self.optimizer, self.learning_rate(step))
         if self.average:
             self.average.update(self.model, step)
         self._count(loss, correct, batch, norm)
         return loss.sum() + norm
 
-    def backward(self, codes: Tensor, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Adds up the gradients of a batch, in at most `accumulation_steps` parts.
 
         Args:
-          codes, masked, labels: see `MaskedLoss.forward`.
+          *inputs: the codes and the other `loss_inputs`, see `MaskedLoss.forward`.
 
         Returns:
           loss and correct tokens of every sample, [B], detached.
         """
         parts = self.config.accumulation_steps
-        pieces = list(zip(*(value.chunk(parts) for value in (codes, masked, labels)), strict=True))
+        pieces = list(zip(*(value.chunk(parts) for value in inputs), strict=True))
+        device, b = inputs[0].device, len(inputs[0])
         results = []
         for number, piece in enumerate(pieces, 1):
             with distributed.without_gradient_sync(self._loss, number == len(pieces)):
-                with self.autocast(), kernels.attention(self.config.attention, codes.device):
+                with self.autocast(), kernels.attention(self.config.attention, device):
                     loss, correct = self._loss(*piece)
-                (loss.sum() / len(codes)).backward()
+                (loss.sum() / b).backward()
             results.append((loss.detach(), correct))
         losses, corrects = zip(*results, strict=True)
         return torch.cat(losses), torch.cat(corrects)
@@ -249,7 +270,7 @@ class MaskedTokens(Task):
         weights = whole_weights(self.average.model if self.average else self.model)
         if not self.processes.is_main:
             return {}
-        model = networks.make_model(self.config, self.tokens.num_codes, self.tokens.num_tokens)
+        model = self.make_model(self.config, self.tokens)
         model.load_state_dict(weights)
         maskgit = pipeline.MaskGIT(model.to(self.processes.device), self.tokenizer)
         batch = self.batches[0]
@@ -266,8 +287,22 @@ class MaskedTokens(Task):
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses settings out of range; ValueError names the field."""
-    settings.check_fields(config, defaults.get_config())
-    settings.check_choice(config, "model", networks.MODELS)
+    check_common(config, defaults.get_config(), networks.MODELS)
+    settings.check_range(config, "num_class", 1)
+
+
+def check_common(
+    config: ml_collections.ConfigDict, known: ml_collections.ConfigDict, models: Sequence[str]
+) -> None:
+    """Checks what all tasks on masked tokens have in common; errors as `check`.
+
+    Args:
+      config: of the run.
+      known: the task's defaults.
+      models: the networks that the task trains.
+    """
+    settings.check_fields(config, known)
+    settings.check_choice(config, "model", models)
     settings.check_range(config, "timeout_minutes", 0.1)
     settings.check_choice(config, "precision", ("bfloat16", "float32"))
     settings.check_choice(config, "parallel", distributed.PARALLEL)
@@ -275,7 +310,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     profiles.check(config)
     settings.check_choice(config, "optimizer.decay", optimizers.DECAYS)
     settings.check_choice(config, "optimizer.lr_schedule", optimizers.SCHEDULES)
-    for name in ("batch_size", "accumulation_steps", "num_train_steps", "num_class",
+    for name in ("batch_size", "accumulation_steps", "num_train_steps", "samples_per_mask_ratio",
                  "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"):  # fmt: skip
         settings.check_range(config, name, 1)
     for name in ("label_drop_rate", "label_smoothing", "min_masking_rate", "polyak_decay"):
@@ -321,10 +356,10 @@ def _samples(model: pipeline.MaskGIT, config: ml_collections.ConfigDict) -> Imag
       model: with the weights to show.
       config: of the run: how many, of which classes, by which settings.
     """
-    count = config.eval_show_num
-    labels = [i * config.num_class // count for i in range(count)]
-    if config.num_class < count:
-        labels = [i % config.num_class for i in range(count)]
+    count, classes = config.eval_show_num, max(1, config.num_class)
+    labels = [i * classes // count for i in range(count)]
+    if classes < count:
+        labels = [i % classes for i in range(count)]
     result = model.generate(labels, seed=config.seed, **config.sampling.to_dict())
     return utils.visualize_images(result.images, columns=min(8, count))
 

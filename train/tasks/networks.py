@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
+from maskgit_pt.nets.mage import Mage
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.pretrained import load_any
 from train.tasks.flops import count_saved_bytes
@@ -21,16 +22,32 @@ _POSITIONAL = ("embed.position_embeddings.weight", "pos_emb", "bias")
 
 
 def make_model(
-    config: ml_collections.ConfigDict, num_codes: int, num_tokens: int
-) -> Transformer | BesnierTransformer:
+    config: ml_collections.ConfigDict, num_codes: int, num_tokens: int, vqvae: dict | None = None
+) -> Transformer | BesnierTransformer | Mage:
     """The untrained network of the settings.
 
     Args:
       config: of the run.
       num_codes: K.
       num_tokens: n.
+      vqvae: settings of the tokenizer that becomes part of a `Mage`; None: none does.
     """
     sizes = config.transformer
+    if config.model == "mage":
+        return Mage(
+            num_codes=num_codes,
+            num_tokens=num_tokens,
+            hidden_size=sizes.num_embeds,
+            num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            decoder_hidden_size=config.decoder.num_embeds,
+            decoder_num_layers=config.decoder.num_layers,
+            decoder_num_heads=config.decoder.num_heads,
+            mlp_ratio=sizes.intermediate_size // sizes.num_embeds,
+            num_classes=config.num_class,
+            dropout=sizes.dropout_rate,
+            vqvae=vqvae,
+        )
     if config.model == "besnier_transformer":
         return BesnierTransformer(
             num_codes=num_codes,
@@ -108,9 +125,23 @@ def work_per_image(config: ml_collections.ConfigDict, num_codes: int, num_tokens
     """
     sizes = config.transformer
     N, D, wide = num_tokens + 1, sizes.num_embeds, sizes.intermediate_size
-    layer = 2 * N * (4 * D * D + 2 * D * wide) + 4 * N * N * D
+    head = 2 * N * D * num_codes
+    if config.model == "mage":
+        E, seen = config.decoder.num_embeds, _seen_by_encoder(config, num_tokens)
+        encoder = sizes.num_layers * _work_of_layer(seen, D, wide) + 2 * seen * D * E
+        decoder = config.decoder.num_layers * _work_of_layer(N, E, wide // D * E) + 2 * N * E * D
+        return 3.0 * (encoder + decoder + head)
     outer = 2 * N * D * D * (3 if config.model == "besnier_transformer" else 1)
-    return 3.0 * (sizes.num_layers * layer + outer + 2 * N * D * num_codes)
+    return 3.0 * (sizes.num_layers * _work_of_layer(N, D, wide) + outer + head)
+
+
+def _work_of_layer(N: int, D: int, wide: int) -> int:
+    return 2 * N * (4 * D * D + 2 * D * wide) + 4 * N * N * D
+
+
+def _seen_by_encoder(config: ml_collections.ConfigDict, num_tokens: int) -> int:
+    """Places of MAGE's encoder in training."""
+    return num_tokens + 1 - math.ceil(config.min_masking_rate * num_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,13 +190,19 @@ def _kept(
     counts = []
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
+        if isinstance(model, Mage):  # which places are left out is not known here, only how many
+            seen = _seen_by_encoder(config, num_tokens)
+            model.leave_out = lambda x, dropped: x[:, :seen]
         for batch in (1, 2):
             tokens = torch.zeros(batch, num_tokens, dtype=torch.int64)
             labels = torch.zeros(batch, dtype=torch.int64)
 
             def forward(tokens: Tensor = tokens, labels: Tensor = labels) -> None:
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-                    logits = model.code_logits(tokens, labels, num_codes)
+                    if isinstance(model, Mage):
+                        logits = model(tokens, labels, tokens.bool())
+                    else:
+                        logits = model.code_logits(tokens, labels, num_codes)
                 F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
 
             counts.append(count_saved_bytes(forward, model.parameters()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 SCHEDULES = ("constant", "cosine", "linear")
-DECAYS = ("all", "matrices")
+DECAYS = ("all", "matrices", "matrices+embeddings")
 
 
 def make_adamw(model: nn.Module, config: ml_collections.ConfigDict) -> torch.optim.AdamW:
@@ -18,22 +18,27 @@ def make_adamw(model: nn.Module, config: ml_collections.ConfigDict) -> torch.opt
     Its rate is set before every step, see `learning_rate`.
 
     Args:
-      model: whose parameters to train.
-      config: `config.optimizer`; with decay "matrices" biases, norms and embeddings do not decay.
+      model: whose parameters to train, those that require a gradient.
+      config: `config.optimizer`; with decay "matrices" biases, norms and embeddings do not decay; with
+        "matrices+embeddings" biases and all that has one dimension do not (as timm's
+        `param_groups_weight_decay`).
     """
-    groups = [{"params": list(model.parameters()), "weight_decay": config.weight_decay}]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays, others = [p for _, p in named], []
     if config.decay == "matrices":
         matrices = {
             id(module.weight)
             for module in model.modules()
             if isinstance(module, nn.Linear | nn.Conv2d)
         }
-        decays = [p for p in model.parameters() if id(p) in matrices]
-        others = [p for p in model.parameters() if id(p) not in matrices]
-        groups = [
-            {"params": decays, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
+        decays = [p for _, p in named if id(p) in matrices]
+        others = [p for _, p in named if id(p) not in matrices]
+    elif config.decay == "matrices+embeddings":
+        decays = [p for name, p in named if p.dim() > 1 and not name.endswith(".bias")]
+        others = [p for name, p in named if p.dim() <= 1 or name.endswith(".bias")]
+    groups = [{"params": decays, "weight_decay": config.weight_decay}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
     return torch.optim.AdamW(
         groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
     )
