@@ -37,6 +37,8 @@ _NOT_IN_WEIGHTS = {
     "attention_resolutions",
     "num_codes",
     "num_classes",
+    "class_names",
+    "image_size",
     "decoder_num_heads",
     "norm_groups",
 }
@@ -215,21 +217,44 @@ def note_pixels(kind: str, config: dict, file: str, pixels: int | None) -> None:
 
 
 def resolution(kind: str, config: dict) -> str:
-    """What the model is for, in pixels: "256 x 256", "any multiple of 16"."""
+    """What the model is for, in pixels: "256 x 256", "any multiple of 16"; of transformers that do not tell
+    and were not published so, "unknown, 7 x 7 tokens an image"."""
     if kind in ("transformer", "besnier_transformer", "halton_transformer", "mage"):
+        if config.get("image_size"):
+            return f"{config['image_size']} x {config['image_size']}"
         tokens = config.get("num_tokens") or config["max_position_embeddings"] - 1
+        if token := _pixels_of_token(kind, config):
+            return f"{token * math.isqrt(tokens)} x {token * math.isqrt(tokens)}"
         side = math.isqrt(tokens)
-        if side * side != tokens:
-            return f"{tokens} tokens an image"
-        # All published tokenizers make one token of 16 x 16 pixels.
-        return f"{16 * side} x {16 * side}"
+        grid = f"{side} x {side} tokens" if side * side == tokens else f"{tokens} tokens"
+        return f"unknown, {grid} an image"
     if kind == "tokenizer":
-        if pixels := config["vqvae"].get("pixels"):
+        if pixels := config.get("image_size") or config["vqvae"].get("pixels"):
             return f"{pixels} x {pixels}"
         return f"any multiple of {2 ** (len(config['vqvae']['channel_multipliers']) - 1)}"
     if kind in ("taming_vqgan", "llamagen_vq"):
         return f"any multiple of {2 ** (len(config['channel_multipliers']) - 1)}"
     return f"{config['image_size']} x {config['image_size']}"
+
+
+# The published transformers, whose tokenizers make one token of 16 x 16 pixels: their tokens an image, and
+# what else they have in common.
+_PUBLISHED_TOKENS = (256, 576, 1024)
+_PUBLISHED_IDS = {
+    "transformer": ("vocab_size", 2025),
+    "besnier_transformer": ("num_codes", 1024),
+    "halton_transformer": ("num_codes", 16384),
+}
+
+
+def _pixels_of_token(kind: str, config: dict) -> int | None:
+    """The side of a transformer's token in pixels; None where neither weights nor publication tell."""
+    if kind == "mage":
+        levels = len(config["vqvae"]["channel_multipliers"]) if "vqvae" in config else 0
+        return 2 ** (levels - 1) if levels else config["patch_size"]
+    tokens = config.get("num_tokens") or config["max_position_embeddings"] - 1
+    key, ids = _PUBLISHED_IDS[kind]
+    return 16 if tokens in _PUBLISHED_TOKENS and config[key] == ids else None
 
 
 class _Shapes:

@@ -167,6 +167,7 @@ def inspect(
         "format": f"{found.format.NAME}: {found.format.DESCRIPTION}; {found.layout}",
         "kind": _kind(checkpoint),
         "pixels": infer.resolution(checkpoint.kind, config),
+        **_classes(checkpoint.config),
         "parameters": f"{checkpoint.parameters:,}",
         "dtype": checkpoint.dtype,
         "values": f"{least:.4g} to {most:.4g}" + ("" if finite else ", NOT ALL FINITE"),
@@ -197,6 +198,14 @@ def fingerprint(path: str | Path) -> str:
       ValueError, OSError: one line that begins with the path.
     """
     return _look_through(open_checkpoint(path))[0]
+
+
+def _classes(config: dict) -> dict[str, str]:
+    """How many classes there are and what they are called, as far as the configuration tells."""
+    names, count = config.get("class_names"), config.get("num_classes")
+    if names is not None:
+        return {"classes": f"{len(names)}: {rules.abbreviate(names, 20)}"}
+    return {"classes": str(count)} if count is not None else {}
 
 
 def _kind(checkpoint: Checkpoint) -> str:

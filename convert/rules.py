@@ -28,7 +28,7 @@ from maskgit_pt.nets.mage import Mage
 from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
-from maskgit_pt.pretrained import without_values
+from maskgit_pt.pretrained import PretrainedMixin, without_values
 
 MODEL_CLASSES = {
     "transformer": Transformer,
@@ -205,7 +205,9 @@ def _target(kind: str, config_json: str) -> tuple[dict[str, Shape], list[Piece],
         model = build(kind, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # The class fills in what `config` leaves out.
-    config = model.to_config() if hasattr(model, "to_config") else config
+    if isinstance(model, PretrainedMixin):
+        config = model.full_config()
+        del config["model_type"]
     rows = table_rows(kind, shapes, config.get("vqvae", {}).get("norm_type", "GN"))
     return shapes, pieces_of(rows, shapes, config.get("num_attention_heads", 1)), config, rows
 
@@ -216,10 +218,10 @@ def model_type(kind: str) -> str:
 
 
 def build(kind: str, config: dict) -> nn.Module:
-    """Makes the PyTorch module of `kind` from the dictionary that its `to_config` gives."""
+    """Makes the PyTorch module of `kind` from the dictionary that its `full_config` gives."""
     if kind == "discriminator":
         return Discriminator(ml_collections.ConfigDict(config))
-    return MODEL_CLASSES[kind].from_config(config)
+    return MODEL_CLASSES[kind].from_full_config(config)
 
 
 def target(kind: str, config: dict) -> tuple[dict[str, Shape], list[Piece], dict]:

@@ -1,21 +1,19 @@
-"""The 1000 ImageNet classes: their names and WordNet ids, and labels given as text.
+"""The 1000 ImageNet classes, their names and WordNet ids; and the classes of a model, which may be others.
 
 `imagenet_classes.txt` holds the WordNet 3.0 synsets of ILSVRC 2012 (WordNet, copyright 2006 by
 Princeton University), one a line, "WordNet id, tab, lemmas", sorted by id. Line n, counted from 0,
 is class n; these are the class ids that MaskGIT was trained with.
 """
 
-import difflib
 import re
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
+
+from maskgit_pt.classes import Classes
 
 NUM_CLASSES = 1000
 # Every lemma of these four also belongs to another class; the word added follows WordNet's gloss.
@@ -45,6 +43,18 @@ def wordnet_ids() -> list[str]:
     return [wordnet_id for wordnet_id, _ in _classes()]
 
 
+@cache
+def imagenet() -> Classes:
+    """ImageNet's classes; each may also be called by its WordNet id."""
+    wordnet = wordnet_ids()
+    aliases = [
+        (_QUALIFIED_NAMES[label], wordnet_id) if label in _QUALIFIED_NAMES else (wordnet_id,)
+        for label, wordnet_id in enumerate(wordnet)
+    ]
+    listing = "ImageNet names, WordNet ids"
+    return Classes(NUM_CLASSES, class_names(), aliases, "ImageNet", listing, case_counts=False)
+
+
 def class_name(label: int) -> str:
     """One name for a class, unlike that of any other, from which `parse_labels` finds the class.
 
@@ -55,166 +65,56 @@ def class_name(label: int) -> str:
     Raises:
       ValueError: label is not one of 0 to 999.
     """
-    if not 0 <= label < NUM_CLASSES:
-        raise ValueError(f"label {label} is no ImageNet class; accepted: 0 to {NUM_CLASSES - 1}")
-    if label in _QUALIFIED_NAMES:
-        return _QUALIFIED_NAMES[label]
-    lemmas = class_names()[label]
-    return next(lemma for lemma in lemmas if _labels_by_name()[_simplify(lemma)] == [label])
+    return imagenet().name(label)
+
+
+def classes_of(num_classes: int, names: Sequence[str] | None = None) -> Classes:
+    """The classes of a model.
+
+    Args:
+      num_classes: how many; 0: it has none.
+      names: what its configuration calls them, one for each. None: they are ImageNet's if there are 1000,
+        and have ids alone if not. A WordNet id stands for the names of that class. A number in front that
+        is the class's own ("5_sandal" of class 5) may be left out.
+
+    Raises:
+      ValueError: another number of names.
+    """
+    if names is None:
+        return imagenet() if num_classes == NUM_CLASSES else Classes(num_classes)
+    if len(names) != num_classes:
+        raise ValueError(
+            f"class_names are {len(names)}; accepted: {num_classes}, one for each class"
+        )
+    known = {wordnet_id: lemmas for wordnet_id, lemmas in _classes()}
+    lemmas, aliases = [], []
+    for label, name in enumerate(names):
+        without_number = re.sub(rf"^0*{label}[\s._-]+(?=\S)", "", name)
+        lemmas.append(known.get(name, (without_number,)))
+        aliases.append((name,) if lemmas[-1] != (name,) else ())
+    return Classes(num_classes, lemmas, aliases)
+
+
+def stored_names(names: Sequence[str]) -> list[str] | None:
+    """The names that a model's configuration keeps of its training data's classes.
+
+    None if they tell nothing: ImageNet's 1000 in their order, or mere numbers. Bytes of a file's name that
+    are no text are replaced.
+    """
+    names = list(names)
+    if names in (wordnet_ids(), [str(label) for label in range(len(names))]):
+        return None
+    return [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in names]
 
 
 def parse_labels(text: str | Sequence[str | int], num_classes: int = NUM_CLASSES) -> list[int]:
-    """Class ids from text such as "90", "0-9,207", "lorikeet,golden retriever" or "all".
+    """`Classes.parse` for a model of so many classes; names and WordNet ids need the 1000 of ImageNet.
 
-    Items are separated by commas; a sequence is a list of such texts. An item is an id, a range
-    with both ends included, "all", a WordNet id ("n01820546"), or any lemma of a class. Case does
-    not matter in names; spaces, underscores and hyphens are alike, and apostrophes, full stops and
-    brackets may be left out. A name that several classes have means the one whose first lemma it
-    is ("harp" is 594, although 593, the harmonica, is a harp too); it is an error if none or
-    several of them have it first ("panda", "crane").
-
-    Args:
-      text: the labels.
-      num_classes: classes of the model; names and WordNet ids need the 1000 of ImageNet.
-
-    Returns:
-      ids in 0 ... num_classes - 1, in the order given. Each appears once, where it came first, so
-      that a whole list of lemmas ("tench, Tinca tinca") is one class.
-
-    Raises:
-      ValueError: no or an empty item, an id or range outside the classes, a reversed range, an
-        unknown or ambiguous name, or a name for a model without the classes of ImageNet.
+    "harp" is 594, although 593, the harmonica, is a harp too; "panda" and "crane" are ambiguous.
     """
-    texts = [text] if isinstance(text, str) else text
-    items = [item.strip() for part in texts for item in str(part).split(",")]
-    if not items or "" in items:
-        found = "is empty" if not any(items) else "has an empty item"
-        raise ValueError(f"the list of labels {found}; accepted: {_accepted(num_classes)}")
-    labels = [label for item in items for label in _parse_item(item, num_classes)]
-    return list(dict.fromkeys(labels))
+    return classes_of(num_classes).parse(text)
 
 
 def class_ids(labels: Any, num_classes: int = NUM_CLASSES) -> Tensor:
-    """Checked class ids from whatever a caller gives as labels.
-
-    Args:
-      labels: one class or several: whole numbers (also as an array or tensor), or texts as in `parse_labels`,
-        each of which may name several classes.
-      num_classes: classes of the model; 0: it has none, and labels only say how many images there are. None
-        is one image, and anything but 0 is told to be ignored.
-
-    Returns:
-      int64 [B] on the CPU, in the order given; a class may be there several times.
-
-    Raises:
-      ValueError: no labels, no whole numbers, a one-hot row, or no such class.
-    """
-    if num_classes == 0:
-        return _without_classes(labels)
-    if isinstance(labels, str):
-        labels = parse_labels(labels, num_classes)
-    elif isinstance(labels, Sequence) and any(isinstance(label, str) for label in labels):
-        labels = [i for label in labels for i in parse_labels(str(label), num_classes)]
-    try:
-        found = torch.as_tensor(labels).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"labels are {labels!r}; accepted: {_accepted(num_classes)}") from None
-    if found.numel() == 0:
-        raise ValueError("no labels; accepted: one class id or several")
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise ValueError(
-            f"label is {found.reshape(-1)[0].item()}; accepted: whole numbers, 0 to {num_classes - 1}"
-        )
-    row = found.reshape(-1).long()
-    one_hot = len(row) == num_classes > 2 and int(row.min()) == 0 and int(row.abs().sum()) == 1
-    if one_hot or found.ndim > 2 or (found.ndim == 2 and found.shape[1] > 1):
-        what = "are a one-hot row" if one_hot else f"have shape {list(found.shape)}"
-        raise ValueError(
-            f"labels {what}; accepted: class ids [B] (of one-hot rows: labels.argmax(-1))"
-        )
-    wrong = row[(row < 0) | (row >= num_classes)]
-    if len(wrong):
-        raise ValueError(f"label is {int(wrong[0])}; accepted: 0 to {num_classes - 1}")
-    return row
-
-
-def _without_classes(labels: Any) -> Tensor:
-    """One 0 for each label; a warning if any asks for something."""
-    if labels is None:
-        return torch.zeros(1, dtype=torch.long)
-    if isinstance(labels, np.ndarray | Tensor):
-        labels = labels.tolist()
-    labels = (
-        list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
-    )
-    if not labels:
-        raise ValueError("no labels; accepted for a model without classes: None, or one 0 an image")
-    if any(str(label) != "0" for label in labels):
-        warnings.warn("the model has no classes: labels are ignored", stacklevel=3)
-    return torch.zeros(len(labels), dtype=torch.long)
-
-
-def _parse_item(item: str, num_classes: int) -> Sequence[int]:
-    if item.lower() == "all":
-        return range(num_classes)
-    # Ten digits are plenty for an id, and keep clear of Python's limit on the length of integers.
-    match = re.fullmatch(r"([0-9]{1,10})(?:\s*-\s*([0-9]{1,10}))?", item)
-    if not match:
-        return [_find_name(item, num_classes)]
-    first, last = int(match[1]), int(match[2] or match[1])
-    if max(first, last) >= num_classes:
-        _fail(item, "is outside the classes", _accepted(num_classes))
-    if first > last:
-        _fail(item, "is a reversed range", f"{last}-{first}")
-    return range(first, last + 1)
-
-
-def _find_name(item: str, num_classes: int) -> int:
-    """The class of a name or WordNet id; see `parse_labels` for the rules and errors."""
-    if num_classes != NUM_CLASSES:
-        _fail(
-            item,
-            f"is no id, and this model has {num_classes} classes and takes ids alone",
-            _accepted(num_classes),
-        )
-    name = _simplify(item)
-    labels = _labels_by_name().get(name, [])
-    if len(labels) == 1:
-        return labels[0]
-    if labels:
-        choices = ", ".join(f"{label} {class_name(label)}" for label in labels)
-        _fail(item, "names several classes", f"one of these ids or names: {choices}")
-    # A word of a name ("corgi") is too far from the name in letters for difflib.
-    known = _labels_by_name()
-    near = [other for other in known if f" {name} " in f" {other} "]
-    near = (near or difflib.get_close_matches(name, known, cutoff=0.7))[:3]
-    hint = f" (near it: {', '.join(near)})" if near else ""
-    _fail(item, f"is no class of ImageNet{hint}", _accepted(num_classes))
-
-
-@cache
-def _labels_by_name() -> dict[str, list[int]]:
-    """Simplified name or WordNet id -> the classes it can mean, ascending."""
-    by_name: dict[str, list[int]] = {}
-    by_first: dict[str, list[int]] = {}
-    for label, (wordnet_id, lemmas) in enumerate(_classes()):
-        names = [_simplify(lemma) for lemma in lemmas]
-        by_first.setdefault(names[0], []).append(label)
-        names += [wordnet_id, _simplify(_QUALIFIED_NAMES.get(label, wordnet_id))]
-        for name in dict.fromkeys(names):
-            by_name.setdefault(name, []).append(label)
-    return by_name | by_first
-
-
-def _simplify(name: str) -> str:
-    """The form in which names are compared: lower case, single spaces, letters and digits."""
-    return " ".join(re.sub(r"[\s_-]+", " ", re.sub(r"['’.()]", "", name)).lower().split())
-
-
-def _accepted(num_classes: int) -> str:
-    ids = f"ids 0 to {num_classes - 1}, ranges of them such as 0-{min(9, num_classes - 1)}, all"
-    return f"{ids}, ImageNet names, WordNet ids" if num_classes == NUM_CLASSES else ids
-
-
-def _fail(item: str, found: str, accepted: str) -> NoReturn:
-    raise ValueError(f"label {item!r} {found}; accepted: {accepted}")
+    """`Classes.ids` for a model of so many classes."""
+    return classes_of(num_classes).ids(labels)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from maskgit_pt import imagenet, launch
+from maskgit_pt import launch
+from maskgit_pt.classes import Classes
 from maskgit_pt.networks import TOKENIZERS
 from maskgit_pt.pretrained import PretrainedMixin, load_any, weights_fingerprint
 from maskgit_pt.settings import setting
@@ -36,7 +37,7 @@ class ModelSettings:
     )
     labels: str | None = setting(
         None,
-        "Class ids, ranges, ImageNet names, or all: 90,200-205,golden retriever. They take turns.",
+        "Class ids, ranges, names, or all: 90,200-205,golden retriever. They take turns.",
     )
     seed: int = setting(42, "Seed of the noise.", least=0)
     dtype: str = setting(
@@ -90,17 +91,16 @@ class ModelSettings:
         given = [f" {name}={value}" for name, value in self.given.items() if value is not None]
         return weights_fingerprint(*filter(None, (self.model, self.tokenizer))) + "".join(given)
 
-    def class_ids(self, num_classes: int, default: str = "all") -> list[int]:
-        """Returns the classes that `labels` names, for a model of `num_classes`; 0 alone if it has none.
+    def class_ids(self, classes: Classes, default: str = "all") -> list[int]:
+        """Returns the classes that `labels` names, of those of a model; 0 alone if it has none.
 
         Raises:
-          ValueError: see `imagenet.parse_labels`.
+          ValueError: see `Classes.parse`.
         """
-        if num_classes == 0:
-            imagenet.class_ids("0" if self.labels is None else self.labels, 0)  # warns
+        if classes.count == 0:
+            classes.ids("0" if self.labels is None else self.labels)  # warns
             return [0]
         try:
-            text = default if self.labels is None else self.labels
-            return imagenet.parse_labels(text, num_classes)
+            return classes.parse(default if self.labels is None else self.labels)
         except ValueError as error:
             raise ValueError(f"--labels: {error}") from None

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskgit_pt import editing, samplers
 from maskgit_pt.decoding import Decoding
 from maskgit_pt.files import check_destination
 from maskgit_pt.graphs import to_device
 from maskgit_pt.hub import HubMixin, locate
-from maskgit_pt.imagenet import class_ids
+from maskgit_pt.imagenet import classes_of
 from maskgit_pt.images import as_unit_range
 from maskgit_pt.libml import guidance as guidance_lib
 from maskgit_pt.libml.rng import Noise, Rng, normal, sample_noise
@@ -74,6 +74,11 @@ class MaskGIT(HubMixin):
     Args:
       transformer, tokenizer: the networks; put into evaluation mode.
 
+    Attributes:
+      classes: how many there are, and what they are called.
+      num_codes, num_tokens, num_classes, side, image_size: codes; tokens of an image; classes; tokens and
+        pixels along one side.
+
     Raises:
       ValueError: they do not fit each other.
     """
@@ -95,6 +100,7 @@ class MaskGIT(HubMixin):
                 f"a tokenizer of {self.num_codes} codes; accepted: codes + classes + 1 ids, "
                 "side**2 tokens"
             )
+        self.classes = classes_of(self.num_classes, transformer.class_names)
         self._code_logits = transformer.code_logits
         self._decode = tokenizer.decode_from_indices
         self._encode_to_indices = tokenizer.encode_to_indices
@@ -139,7 +145,7 @@ class MaskGIT(HubMixin):
             model, tokenizer = folder / "transformer", folder / "tokenizer"
         transformer = load_any(model, TRANSFORMERS, **given, **options)
         both = cls(transformer, load_any(tokenizer, TOKENIZERS, **options))
-        _check_resolution(both.image_size, both.tokenizer, tokenizer)
+        _check_resolution(both, model, tokenizer)
         return both.arrange()
 
     @classmethod
@@ -225,7 +231,7 @@ class MaskGIT(HubMixin):
         """Generates one image a label.
 
         Args:
-          labels: class ids in 0 ... num_classes - 1, or their names, see `imagenet.class_ids`. A model
+          labels: class ids in 0 ... num_classes - 1, or their names, see `classes.Classes.ids`. A model
             without classes makes one image without them, and B images for B zeros.
           seed: with `first_index` it determines every image: image i of seed s is the same in any batch.
           rng: other noise: a JAX key (all labels in one batch: the images of JAX for this key and batch)
@@ -241,7 +247,7 @@ class MaskGIT(HubMixin):
         Raises:
           ValueError: no such class, or a setting out of range.
         """
-        labels = class_ids(labels, self.num_classes)
+        labels = self.classes.ids(labels)
         _check_batch_size(batch_size)
         options = self.decoding(**decoding)
         batches = [labels] if rng is not None else labels.split(batch_size)
@@ -300,7 +306,7 @@ class MaskGIT(HubMixin):
           ValueError: not one of box, mask and extend; a box outside the picture; a mask of another size.
         """
         edit = self.prepare_edit(image, box=box, mask=mask, extend=extend)
-        labels = class_ids(labels, self.num_classes)
+        labels = self.classes.ids(labels)
         options = self.decoding(**editing.with_defaults(decoding))
         noise = rng or sample_noise(seed, range(first_index, first_index + len(labels)))
         tokens = edit.tokens.expand(len(labels), -1)
@@ -591,13 +597,22 @@ def _check_batch_size(batch_size: int) -> None:
         raise ValueError(f"batch_size is {batch_size!r}; accepted: a whole number, 1 or more")
 
 
-def _check_resolution(image_size: int, tokenizer: nn.Module, source: str | os.PathLike) -> None:
-    """Official tokenizers of 256 and 512 px have the same shapes; only the configuration may tell."""
-    pixels = tokenizer.to_config().get("vqvae", {}).get("pixels")
-    if pixels is not None and image_size in (256, 512) and pixels != image_size:
+def _check_resolution(
+    both: MaskGIT, model: str | os.PathLike, tokenizer: str | os.PathLike
+) -> None:
+    """Tokenizers of several resolutions have the same shapes; only configurations may tell."""
+    size = both.image_size
+    trained = both.transformer.image_size
+    if trained is not None and trained != size:
         raise ValueError(
-            f"{source}: its configuration says that the tokenizer is for {pixels} px, while the model makes "
-            f"images of {image_size} px; give the one for {image_size} px"
+            f"{model}: its configuration says that it was trained on images of {trained} px; with the "
+            f"tokenizer {tokenizer} it would make {size} px; give the tokenizer of its tokens"
+        )
+    pixels = both.tokenizer.to_config().get("vqvae", {}).get("pixels")
+    if pixels is not None and size in (256, 512) and pixels != size:
+        raise ValueError(
+            f"{tokenizer}: its configuration says that the tokenizer is for {pixels} px, while the model "
+            f"makes images of {size} px; give the one for {size} px"
         )
 
 

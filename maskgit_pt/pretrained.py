@@ -24,15 +24,23 @@ from maskgit_pt.hub import WEIGHTS_NAME, HubMixin
 from maskgit_pt.layouts import CONFIG_NAME
 
 READERS = "maskgit_pt.checkpoint_readers"  # entry points of packages that read other files
+_MOST_NAMES, _LONGEST_NAME = 2**16, 200  # of classes; letters
 
 
 class PretrainedMixin(HubMixin):
     """Adds `from_pretrained`, `save_pretrained` and `push_to_hub` to an `nn.Module`.
 
     The class brings `model_type`, `to_config()` and `from_config(dict)`.
+
+    Attributes:
+      class_names: of a transformer: what its classes are called, one name for each; None: not known, or
+        ImageNet's (see `imagenet.classes_of`).
+      image_size: the side in pixels of the images that it was trained on; None: not known.
     """
 
     model_type: str
+    class_names: list[str] | None = None
+    image_size: int | None = None
 
     @classmethod
     def from_pretrained(
@@ -66,16 +74,37 @@ class PretrainedMixin(HubMixin):
     ) -> Self:
         config_path = folder / CONFIG_NAME
         config = read_config(config_path)
-        del config["model_type"]
         try:
             with without_values():
-                model = cls.from_config(config)
+                model = cls.from_full_config(config)
+        except ValueError as error:
+            raise ValueError(f"{config_path}: {error}") from None
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{config_path}: not a {cls.__name__} configuration: {error}"
             ) from None
         load_weights(model, folder / WEIGHTS_NAME, device)
         return model.to(dtype=dtype).eval() if dtype else model.eval()
+
+    def full_config(self) -> dict:
+        """What `config.json` holds: the model's type and settings, and how it is used, if that is known."""
+        about = {name: getattr(self, name) for name in ABOUT}
+        known = {name: value for name, value in about.items() if value is not None}
+        return {"model_type": self.model_type} | self.to_config() | known
+
+    @classmethod
+    def from_full_config(cls, config: dict) -> Self:
+        """The inverse of `full_config`; the model's type need not be there.
+
+        Raises:
+          ValueError: `class_names` or `image_size` make no sense.
+        """
+        settings = {name: value for name, value in config.items() if name not in ABOUT}
+        settings.pop("model_type", None)
+        model = cls.from_config(settings)
+        for name, value in _read_about(config).items():
+            setattr(model, name, value)
+        return model
 
     def _save_pretrained(
         self, save_directory: Path, metadata: dict[str, str] | None = None
@@ -87,10 +116,32 @@ class PretrainedMixin(HubMixin):
         # A model that was moved to channels-last order is stored in plain order.
         state = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
         data = safetensors.torch.save(state, {"format": "pt"} | (metadata or {}))
-        config = {"model_type": self.model_type} | self.to_config()
         write_atomically(save_directory / WEIGHTS_NAME, data)
-        text = json.dumps(config, indent=2) + "\n"
+        text = json.dumps(self.full_config(), indent=2) + "\n"
         write_atomically(save_directory / CONFIG_NAME, text.encode())
+
+
+# Entries of `config.json` that say how a model is used; they are no arguments of its constructor.
+ABOUT = ("class_names", "image_size")
+
+
+def _read_about(config: dict) -> dict[str, Any]:
+    """The checked entries `ABOUT` of a configuration; those that are missing or null are left out."""
+    about = {name: config[name] for name in ABOUT if config.get(name) is not None}
+    size, names = about.get("image_size", 1), about.get("class_names", [])
+    if type(size) is not int or size < 1:
+        raise ValueError(f"image_size is {size!r}; accepted: pixels, a whole number from 1")
+    if not isinstance(names, list) or len(names) > _MOST_NAMES:
+        found = f"{len(names)} names" if isinstance(names, list) else type(names).__name__
+        raise ValueError(f"class_names holds {found}; accepted: a list of at most {_MOST_NAMES}")
+    for name in names:
+        printable = isinstance(name, str) and name.isprintable() and name.strip()
+        if not printable or len(name) > _LONGEST_NAME:
+            raise ValueError(
+                f"class_names holds {ascii(name)[:60]}; accepted: printable text of at most "
+                f"{_LONGEST_NAME} letters"
+            )
+    return about
 
 
 def load_any(
@@ -145,7 +196,7 @@ def load_any(
     if state is None:
         return cls._from_folder(path, device, dtype)
     with without_values():
-        model = cls.from_config(config)
+        model = cls.from_full_config(config)
     model.load_state_dict(state, assign=True)
     return model.to(device=device, dtype=dtype).eval()
 

@@ -177,7 +177,7 @@ def fill(
     if asked.edit is not None and job.models.labels is None and model.num_classes:
         raise UsageError("--edit needs --labels: the class of the new content")
     default = "90" if model.num_classes == imagenet.NUM_CLASSES else "0"
-    labels = job.models.class_ids(model.num_classes, default)
+    labels = job.models.class_ids(model.classes, default)
     edit = _edit(model, asked)
     settings = job.decoding if edit is None else editing.with_defaults(job.decoding)
     options = model.decoding(**settings)

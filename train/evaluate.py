@@ -180,7 +180,7 @@ def _samples(job: Job, device: torch.device) -> Source:
     source = ModelSource(
         model,
         asked.num_samples or 50_000,
-        models.class_ids(model.num_classes),
+        models.class_ids(model.classes),
         models.seed,
         job.decoding,
         models.fingerprint(),

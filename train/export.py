@@ -59,7 +59,7 @@ def main() -> int:
 def note_networks(run: Path, models: dict[str, nn.Module]) -> None:
     """Writes down what the networks of a run are, so that they can be built again."""
     known = {
-        name: {"model_type": model.model_type} | model.to_config()
+        name: model.full_config()
         for name, model in models.items()
         if getattr(model, "model_type", None) in CLASSES
     }
@@ -89,7 +89,7 @@ def load(
         raise FileNotFoundError(f"{run}: no checkpoint of step {step}; found: {listed}")
     step = found[-1] if step is None else step
     ((name, network),) = json.loads((run / NETWORKS_NAME).read_text()).items()
-    model = CLASSES[network.pop("model_type")].from_config(network)
+    model = CLASSES[network["model_type"]].from_full_config(network)
     group = AVERAGES if average and config.polyak_decay > 0 else MODELS
     weights = {group: {name: model.state_dict()}}
     folder = checkpoints.folder_of(run, step)

@@ -34,6 +34,7 @@ from convert.formats.state_dicts import StateDict
 from convert.rows import Observe, Outgoing, Row, Rows
 from convert.rules import Piece, abbreviate
 from convert.tables import CONV, IDENTITY
+from maskgit_pt.pretrained import ABOUT
 
 _MAX_SPREAD = 64  # times the file: slices of fused tensors have gaps
 
@@ -239,9 +240,13 @@ class Format:
     def marks(self, source: Checkpoint) -> list[str]:
         """What its files will not tell, or will seem to tell, about whose weights these are."""
         weights = source.config.get("vqvae", {}).get("weights")
+        marks = []
         if weights and not self.KEEPS_CONFIG:
-            return [f"these are weights of {weights}; files of {self.NAME} cannot say so"]
-        return []
+            marks.append(f"these are weights of {weights}; files of {self.NAME} cannot say so")
+        about = [name for name in ABOUT if source.config.get(name) is not None]
+        if about and source.kind != "discriminator" and not self.KEEPS_CONFIG:
+            marks.append(f"files of {self.NAME} have no place for {' and '.join(about)}: left out")
+        return marks
 
     def companions(self, source: Checkpoint) -> dict[str, bytes]:
         """The other files of the folder to write."""

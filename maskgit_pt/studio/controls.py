@@ -5,29 +5,25 @@ from typing import Any
 import gradio as gr
 
 from maskgit_pt import imagenet, samplers
+from maskgit_pt.classes import Classes
 from maskgit_pt.decoding import Decoding, Settings
 from maskgit_pt.settings import fields, plain_type
 
 _OF_ALL = ("guidance", "guidance_schedule", "softmax_temperature")  # shown for every sampler
 
 
-def class_choices(num_classes: int) -> list[tuple[str, int]]:
-    """What the class search looks through: id, names and WordNet id, for ImageNet's 1000 classes."""
-    if num_classes == 0:
+def class_choices(classes: Classes) -> list[tuple[str, int]]:
+    """What the class search looks through: id and names, and ImageNet's WordNet ids."""
+    if classes.count == 0:
         return [("this model has no classes", 0)]
-    if num_classes != imagenet.NUM_CLASSES:
-        return [(f"class {number}", number) for number in range(num_classes)]
-    names, wordnet = imagenet.class_names(), imagenet.wordnet_ids()
-    return [(f"{i} · {', '.join(names[i])} · {wordnet[i]}", i) for i in range(num_classes)]
+    return [(line, label) for label, line in enumerate(classes.choices())]
 
 
-def class_search(num_classes: int, label: str = "Class", **options: Any) -> gr.Dropdown:
+def class_search(classes: Classes, label: str = "Class", **options: Any) -> gr.Dropdown:
     """A list of all classes that narrows while one types."""
-    choices = class_choices(num_classes)
-    value = 90 if num_classes == imagenet.NUM_CLASSES else 0
-    return gr.Dropdown(
-        choices, value=value, label=label, filterable=True, interactive=num_classes > 0, **options
-    )
+    value = 90 if classes.count == imagenet.NUM_CLASSES else 0
+    options |= {"filterable": True, "interactive": classes.count > 0}
+    return gr.Dropdown(class_choices(classes), value=value, label=label, **options)
 
 
 class SamplerControls:

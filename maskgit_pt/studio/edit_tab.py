@@ -40,7 +40,7 @@ class EditTab:
                     label="Drop a photo here", file_types=["image"], elem_id="edit-file"
                 )
                 self.label = class_search(
-                    page.num_classes, "Class of the new content", elem_id="edit-class"
+                    page.classes, "Class of the new content", elem_id="edit-class"
                 )
                 self.box = gr.Textbox(
                     label="Box instead of painting: top, left, height, width", elem_id="edit-box"

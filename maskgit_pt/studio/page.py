@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from maskgit_pt import imagenet, sample
+from maskgit_pt import sample
 from maskgit_pt.decoding import Settings
 from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.studio import pictures
@@ -48,7 +48,7 @@ class Page:
 
     def __init__(self, engine: Engine, models: ModelSettings, history: History, notice: str = ""):
         self.engine, self.models, self.history, self.notice = engine, models, history, notice
-        self.num_classes = engine.model.num_classes
+        self.classes = engine.model.classes
 
     @property
     def css(self) -> str:
@@ -88,11 +88,7 @@ class Page:
 
     def title(self, label: int) -> str:
         """What an entry of this class is called."""
-        if self.num_classes == imagenet.NUM_CLASSES:
-            return f"{label} {imagenet.class_name(label)}"
-        if not self.num_classes:
-            return "without a class"
-        return f"class {label}"
+        return self.classes.title(label)
 
     def run(
         self, job: sample.Job, title: str, show_guesses: bool
@@ -126,7 +122,7 @@ class Page:
     def _generate_tab(self) -> None:
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                label = class_search(self.num_classes, elem_id="generate-class")
+                label = class_search(self.classes, elem_id="generate-class")
                 count = gr.Slider(
                     1, MAX_IMAGES, value=4, step=1, label="Images", elem_id="generate-count"
                 )
@@ -154,7 +150,7 @@ class Page:
 
     def _compare_tab(self) -> None:
         with gr.Row():
-            label = class_search(self.num_classes, elem_id="compare-class")
+            label = class_search(self.classes, elem_id="compare-class")
             count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images")
             seed, lock = seed_controls("compare")
         with gr.Row():

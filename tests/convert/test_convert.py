@@ -243,7 +243,7 @@ def test_configuration_is_checked_against_the_weights(miniature, tmp_path):
 def test_summary(miniature, tmp_path):
     summary = convert.convert(miniature, tmp_path / "folder")
     assert (summary.kind, summary.parameters, summary.dtype) == ("transformer", 200, "float32")
-    assert summary.resolution == "2 tokens an image"
+    assert summary.resolution == "unknown, 2 tokens an image"
     assert summary.input_sha256 == files.file_sha256(miniature)
     assert summary.output_sha256 == files.file_sha256(tmp_path / "folder" / "model.safetensors")
     card = (tmp_path / "folder" / "README.md").read_text()

@@ -169,7 +169,7 @@ def test_inspect_besnier(run, foreign_files):
     assert (code, err) == (0, "")
     for part in (
         "kind:         besnier_transformer",
-        "pixels:       64 x 64",
+        "pixels:       unknown, 4 x 4 tokens an image",
         "parameters:   84,588",
         "heads:        4",
         "step:         7",

@@ -15,6 +15,7 @@ from recorded import GOLDEN, OFFICIAL
 gr = pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
 
 from maskgit_pt import editing, sample  # noqa: E402
+from maskgit_pt.imagenet import classes_of  # noqa: E402
 from maskgit_pt.model_settings import ModelSettings  # noqa: E402
 from maskgit_pt.studio import __main__ as program  # noqa: E402
 from maskgit_pt.studio import edit_tab, pictures, view  # noqa: E402
@@ -203,9 +204,10 @@ def test_wrong_settings_are_one_line(page):
 
 
 def test_classes_are_found_by_name_id_and_wordnet_id():
-    choices = dict((number, text) for text, number in class_choices(1000))
+    choices = dict((number, text) for text, number in class_choices(classes_of(1000)))
     assert choices[90] == "90 · lorikeet · n01820546"
-    assert class_choices(10)[3] == ("class 3", 3)
+    assert class_choices(classes_of(10))[3] == ("class 3", 3)
+    assert class_choices(classes_of(2, ["bag", "sandal"]))[1] == ("1 · sandal", 1)
 
 
 def test_pictures():
@@ -244,5 +246,7 @@ def test_next_seed():
 def test_a_model_without_classes_has_nothing_to_choose():
     from maskgit_pt.studio.controls import class_choices, class_search
 
-    assert class_choices(0) == [("this model has no classes", 0)]
-    assert class_search(0).interactive is False and class_search(3).interactive
+    assert class_choices(classes_of(0)) == [("this model has no classes", 0)]
+    assert (
+        class_search(classes_of(0)).interactive is False and class_search(classes_of(3)).interactive
+    )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from training import make_shards, one_process, run_here, tiny_config
 
-from convert import api
+from convert import api, inspection
 from maskgit_pt import Transformer
 from maskgit_pt.pretrained import load_any
 from train import export, loop, plot
@@ -23,6 +23,25 @@ def test_the_averaged_weights_of_the_newest_checkpoint(trained, tmp_path):
     model = Transformer.from_pretrained(tmp_path)
     for name, value in state.averages["transformer"].state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
+
+
+def test_the_names_of_the_classes_go_along(trained, tmp_path):
+    run, _ = trained
+    assert export.cli([str(run), f"--output={tmp_path / 'model'}"]) == 0
+    model = Transformer.from_pretrained(tmp_path / "model")
+    assert model.class_names == [f"class {i}" for i in range(5)] and model.image_size == 16
+    rows = inspection.inspect(tmp_path / "model")
+    assert rows["classes"] == "5: class 0, class 1, class 2, class 3, class 4"
+    assert rows["pixels"] == "16 x 16"  # of 4 x 4 tokens: 4 pixels each, not 16
+    summary = api.convert(tmp_path / "model", tmp_path / "file", to="flax")
+    assert (
+        "files of flax have no place for class_names and image_size: left out" in summary.warnings
+    )
+    api.convert(tmp_path / "model", tmp_path / "again")
+    assert Transformer.from_pretrained(tmp_path / "again").class_names == model.class_names
+    api.convert(tmp_path / "file", tmp_path / "back")
+    assert Transformer.from_pretrained(tmp_path / "back").class_names is None
+    assert inspection.inspect(tmp_path / "back")["pixels"] == "unknown, 4 x 4 tokens an image"
 
 
 def test_other_weights(trained, tmp_path):

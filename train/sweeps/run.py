@@ -119,7 +119,7 @@ class Sweeping:
         self._loaded: tuple[int, Any] | None = None
         model = self._model(0)
         self.size, self.num_classes = model.image_size, model.num_classes
-        self.labels = job.settings.class_ids(self.num_classes)
+        self.labels = job.settings.class_ids(model.classes)
         fixed, own_grid, cases = study.at(self.size) if study else ({}, {}, {})
         own_grid = {name: v for name, v in own_grid.items() if name not in job.decoding}
         if "steps" in own_grid and "steps" not in grid:

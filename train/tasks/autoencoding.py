@@ -121,6 +121,7 @@ class Autoencoding(Task):
         self._scoring = self._make_scoring() if self._eval_images else None
         torch.manual_seed(config.seed)
         self.tokenizer = VQVAE(config).to(device).train()
+        self.tokenizer.image_size = config.image_size
         self.average = self._make_average() if config.polyak_decay > 0 else None
         self.discriminator = Discriminator(config).to(device) if _is_adversarial(config) else None
         models = {TOKENIZER: self.tokenizer, DISCRIMINATOR: self.discriminator}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from maskgit_pt import pipeline, utils
+from maskgit_pt import imagenet, pipeline, utils
 from maskgit_pt.launch import Processes
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
@@ -94,12 +94,14 @@ class Tokens:
       tokenizer: None if the run has none: then there are no pictures.
       num_codes: K.
       num_tokens: n, of an image.
+      class_names: of the classes, as the model keeps them; None: mere numbers, or ImageNet's.
     """
 
     batches: data.Batches
     tokenizer: nn.Module | None
     num_codes: int
     num_tokens: int
+    class_names: list[str] | None = None
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, processes: Processes) -> Self:
@@ -108,12 +110,14 @@ class Tokens:
         if config.data.images:
             num_tokens = (config.image_size // tokenizer.downsampling) ** 2
             batches = data.open_images(config, processes, num_tokens)
-            return cls(batches, tokenizer, len(tokenizer.get_codebook_funct()), num_tokens)
+            names = _class_names(batches.collection.class_names, config.num_class)
+            return cls(batches, tokenizer, len(tokenizer.get_codebook_funct()), num_tokens, names)
         batches = data.open_tokens(config, processes)
         shards = batches.shards
         if tokenizer is not None:
             shards.require(tokenizer=tokenizer_fingerprint(tokenizer))
-        return cls(batches, tokenizer, shards.codebook_size, shards.num_tokens)
+        names = _class_names(shards.class_names, config.num_class)
+        return cls(batches, tokenizer, shards.codebook_size, shards.num_tokens, names)
 
 
 class MaskedTokens(Task):
@@ -138,6 +142,8 @@ class MaskedTokens(Task):
         self.work_per_image = _work_per_image(config, self.tokens)
         torch.manual_seed(config.seed)
         self.model = self.make_model(config, self.tokens)
+        self.model.class_names = self.tokens.class_names
+        self.model.image_size = config.image_size
         if config.init_from:
             networks.start_from(self.model, config.init_from)
         self.prepare_model()
@@ -170,6 +176,7 @@ class MaskedTokens(Task):
         return {
             "parameters": f"{parameters:,}",
             "images": f"{order.num_images:,} x {order.crops} crops",
+            "classes": f"{config.num_class}, {_called(tokens.class_names)}",
             "tokens an image": f"{tokens.num_tokens} of {tokens.num_codes} codes",
             "steps an epoch": f"{order.num_images / config.batch_size:,.1f}",
             "work an image": f"{work / 1e9:.1f} GFLOP",
@@ -333,6 +340,19 @@ def _check_sampling(
         pipeline.MaskGIT(model, tokenizer).decoding(**config.sampling.to_dict())
     except (TypeError, ValueError) as error:
         raise ValueError(f"config.sampling, config.tokenizer: {error}") from None
+
+
+def _class_names(found: list[str], num_class: int) -> list[str] | None:
+    """What the model keeps of the data's class names; classes without data are called by their number."""
+    if num_class == 0:
+        return None
+    return imagenet.stored_names([*found, *map(str, range(len(found), num_class))])
+
+
+def _called(names: list[str] | None) -> str:
+    if names is None:
+        return "without names but ImageNet's"
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _load_tokenizer(config: ml_collections.ConfigDict, device: torch.device) -> nn.Module | None:
