@@ -3,18 +3,20 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from maskgit_pt import command_line as cl
 from train.run.metrics import read_metrics
+from train.tasks.token_metrics import PREFIX
 
 PROGRAM = "maskgit-plot"
 USAGE = """
 maskgit-plot RUN [RUN ...] [--output=curves.png] [--smooth=0.9]
 
 One picture with a panel for each metric, over steps, a line for each run. Losses at several mask ratios
-share a panel.
+share a panel; what was measured on held-out tokens is dashed, in the panel of the same metric in training.
 """
 
 FLAGS = flags.FlagValues()
@@ -23,7 +25,7 @@ flags.DEFINE_float(
     "smooth", 0.0, "Weight of the past in a moving average, 0 to below 1.", 0.0, 0.9999, flag_values=FLAGS
 )  # fmt: skip
 _RUNS: list[str] = []
-_SHARED_PANELS = ("loss_at_ratio",)
+_WITH_HELD_OUT = ("loss", "accuracy", "loss_at_ratio")
 
 
 def main() -> int:
@@ -67,17 +69,7 @@ def draw(curves: dict[str, list[dict[str, float]]], output: Path, smooth: float 
     figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (title, names) in zip(axes, panels.items(), strict=False):
-        for run, lines in curves.items():
-            for name in names:
-                points = [(line["step"], line[name]) for line in lines if name in line]
-                label = _label(run if len(curves) > 1 else "", name if len(names) > 1 else "")
-                steps, values = zip(*points, strict=True) if points else ((), ())
-                axis.plot(steps, _smoothed(values, smooth), label=label, linewidth=1.2)
-        axis.set_title(title.replace("_", " "))
-        axis.set_xlabel("steps")
-        axis.grid(alpha=0.3)
-        if len(curves) > 1 or len(names) > 1:
-            axis.legend(fontsize="small")
+        _draw_panel(axis, title, names, curves, smooth)
     for axis in axes[len(panels) :]:
         axis.remove()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -92,13 +84,50 @@ def _panels(curves: dict[str, list[dict[str, float]]]) -> dict[str, list[str]]:
     panels: dict[str, list[str]] = {}
     for name in names:
         if name != "step":
-            title = next((p for p in _SHARED_PANELS if name.startswith(p)), name)
-            panels.setdefault(title, []).append(name)
+            panels.setdefault(_title(name), []).append(name)
     return {title: sorted(members) for title, members in panels.items()}
 
 
-def _label(run: str, name: str) -> str:
-    return " ".join(part for part in (run, name.removeprefix("loss_at_ratio_")) if part)
+def _title(name: str) -> str:
+    """Names the panel of a metric: losses at all mask ratios share one, as do training and held out."""
+    trained = name.removeprefix(PREFIX)
+    title = "loss_at_ratio" if trained.startswith("loss_at_ratio") else trained
+    return title if title in _WITH_HELD_OUT else name
+
+
+def _draw_panel(
+    axis: Any,
+    title: str,
+    names: list[str],
+    curves: dict[str, list[dict[str, float]]],
+    smooth: float,
+) -> None:
+    colours: dict[tuple[str, str], Any] = {}  # a metric in training and held out has one
+    for run, lines in curves.items():
+        for name in sorted(names, key=lambda name: name.startswith(PREFIX)):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if not points:
+                continue
+            steps, values = zip(*points, strict=True)
+            trained = name.removeprefix(PREFIX) if title != name else name
+            ratio = trained.removeprefix("loss_at_ratio_") if trained != title else ""
+            held_out = trained != name
+            parts = (run if len(curves) > 1 else "", ratio, "held out" if held_out else "")
+            style = {"linestyle": "--", "marker": "."} if held_out else {}
+            (drawn,) = axis.plot(
+                steps,
+                values if held_out else _smoothed(values, smooth),
+                label=" ".join(filter(None, parts)) or "training",
+                linewidth=1.2,
+                color=colours.get((run, trained)),
+                **style,
+            )
+            colours[run, trained] = drawn.get_color()
+    axis.set_title(title.replace("_", " "))
+    axis.set_xlabel("steps")
+    axis.grid(alpha=0.3)
+    if len(axis.lines) > 1:
+        axis.legend(fontsize="small")
 
 
 def _smoothed(values: Sequence[float], weight: float) -> list[float]:

@@ -18,12 +18,17 @@ FILE_NAME = "config.json"
 # What a run may be continued with another value of. The rest decides the result.
 MAY_CHANGE = (
     "num_train_steps", "accumulation_steps", "data.tokens", "data.images", "data.num_workers",
-    "tokenizer", "compile", "compile_mode", "attention", "recompute", "profile_steps",
+    "data.eval_tokens", "tokenizer", "compile", "compile_mode", "attention", "recompute", "profile_steps",
     "parallel", "log_every_steps", "checkpoint_every_steps",
     "keep_checkpoints", "timeout_minutes", "eval_every_steps", "eval_show_num", "sampling",
 )  # fmt: skip
 # Settings that runs of earlier versions lack, and what they did.
-_CAME_LATER = {"mask_order": "random", "samples_per_mask_ratio": 1}
+_CAME_LATER = {
+    "mask_order": "random",
+    "samples_per_mask_ratio": 1,
+    "data.eval_tokens": "",
+    "data.eval_share": 0.0,
+}
 
 RECIPES = Path(__file__).parent / "configs"
 

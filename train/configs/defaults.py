@@ -22,6 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "images": "",  # images, tokenized while training by `tokenizer`
                 "split": "",  # of `images`, in the Kaggle layout: train or val
                 "crop": "random_resized+flip",  # of `images`; see `train.data.images.crop`
+                # Held out for `eval_loss`: a folder of tokens; or this share of each class in `tokens`.
+                "eval_tokens": "",
+                "eval_share": 0.0,
                 "num_workers": 4,  # reading processes for each training process
             },
             # The tokenizer's folder, file or hub id: for pictures, and to tokenize `data.images`.
@@ -72,7 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
             "log_every_steps": 100,
             "checkpoint_every_steps": 5000,
             "keep_checkpoints": 3,
-            "eval_every_steps": 10_000,  # pictures; 0: none
+            "eval_every_steps": 10_000,  # pictures and the loss on held-out tokens; 0: none
             "eval_show_num": 16,
             "sampling": {  # of the pictures: settings of `MaskGIT.generate`
                 "sampler": "official",

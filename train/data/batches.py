@@ -72,15 +72,17 @@ class Order:
       num_images: in the collection.
       crops: stored augmentations of each.
       seed: of the run.
+      chosen: int64 [num_images], which images of a larger collection these are; None: all of it.
     """
 
-    def __init__(self, num_images: int, crops: int, seed: int):
-        self.num_images, self.crops, self.seed = num_images, crops, seed
+    def __init__(self, num_images: int, crops: int, seed: int, chosen: np.ndarray | None = None):
+        self.num_images, self.crops, self.seed, self.chosen = num_images, crops, seed, chosen
         # A batch spans at most two epochs, unless it is larger than the collection.
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
     def __getstate__(self) -> dict:
-        return {"num_images": self.num_images, "crops": self.crops, "seed": self.seed}
+        names = ("num_images", "crops", "seed", "chosen")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
@@ -104,7 +106,7 @@ class Order:
             order, crop = self._epoch(int(epoch))
             images[inside] = order[places[inside]]
             crops[inside] = crop[places[inside]]
-        return images, crops, epochs
+        return (images if self.chosen is None else self.chosen[images]), crops, epochs
 
 
 class Batches(Dataset):
@@ -151,10 +153,20 @@ class TokenBatches(Batches):
     Args:
       shards: the open shards.
       seed, share, masks: see `Batches`.
+      chosen: int64 [n], which of their images; None: all.
     """
 
-    def __init__(self, shards: TokenShards, seed: int, share: Share, masks: dict | None = None):
-        super().__init__(shards.num_images, shards.crops, seed, share, masks)
+    def __init__(
+        self,
+        shards: TokenShards,
+        seed: int,
+        share: Share,
+        masks: dict | None = None,
+        chosen: np.ndarray | None = None,
+    ):
+        count = shards.num_images if chosen is None else len(chosen)
+        super().__init__(count, shards.crops, seed, share, masks)
+        self.order = Order(count, shards.crops, seed, chosen)
         self.shards = shards
 
     def _read(self, images: np.ndarray, crops: np.ndarray, epochs: np.ndarray) -> dict:
@@ -225,7 +237,70 @@ def open_tokens(config: ml_collections.ConfigDict, processes: Processes) -> Toke
             f"{config.data.tokens} holds other tokens on another machine; accepted: the same everywhere"
         )
     masks = masking.settings(config, shards.num_tokens)
-    return TokenBatches(shards, config.seed, Share.of(config, processes), masks)
+    chosen = None
+    if config.data.eval_share:
+        chosen = np.flatnonzero(~_held_out(shards, config.data.eval_share))
+    return TokenBatches(shards, config.seed, Share.of(config, processes), masks, chosen)
+
+
+def open_held_out(
+    config: ml_collections.ConfigDict, processes: Processes, training: Batches, like: dict[str, Any]
+) -> TokenBatches | None:
+    """Opens the tokens that a run is not trained on: `config.data.eval_tokens` or a share of its own.
+
+    Args:
+      config: of the run.
+      processes: this process and its peers.
+      training: the batches of the run.
+      like: attributes of `TokenShards` that they must have, as what is trained on.
+
+    Returns:
+      Their batches, with the same masks in every run and no dropped labels; None: nothing is held out.
+
+    Raises:
+      FileNotFoundError, ValueError: they are not there, do not fit, or are what the run is trained on.
+    """
+    path, share = config.data.eval_tokens, config.data.eval_share
+    if not path and not share:
+        return None
+    if path and share:
+        raise ValueError(
+            f"config.data: eval_tokens is {path!r} and eval_share {share}; accepted: one"
+        )
+    own = getattr(training, "shards", None)
+    if share and own is None:
+        raise ValueError("config.data.eval_share is of data.tokens; with images name eval_tokens")
+    shards, chosen = own, None
+    if path:
+        shards = TokenShards.open(path)
+        shards.require(image_size=config.image_size, **like)
+        if own is not None and own.checksum == shards.checksum:
+            raise ValueError(f"config.data.eval_tokens: {path} is what the run is trained on")
+    else:
+        chosen = np.flatnonzero(_held_out(shards, share))
+    masks = masking.settings(config, shards.num_tokens) | {"label_drop_rate": 0.0}
+    return TokenBatches(shards, 0, Share.of(config, processes), masks, chosen)
+
+
+def _held_out(shards: TokenShards, share: float) -> np.ndarray:
+    """bool [images]: a share of each class, at least one of its images and not all; always the same.
+
+    Raises:
+      ValueError: no class has two images.
+    """
+    labels = shards.labels(np.arange(shards.num_images))
+    order = randomness.generator(0, "held out").permutation(len(labels))
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        of_class = order[labels[order] == label]
+        if len(of_class) > 1:
+            count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
+            held[of_class[:count]] = True
+    if not held.any():
+        raise ValueError(
+            f"config.data.eval_share is {share}; {shards.folder} has no class with two images"
+        )
+    return held
 
 
 def open_images(

@@ -59,7 +59,10 @@ class TrainState:
         self.step = int(state["step"])
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The full weights on the CPU, in the main process; empty elsewhere. Called by all processes."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+def whole_weights(model: nn.Module, everywhere: bool = False) -> dict[str, Tensor]:
+    """The full weights: on the CPU of the main process, empty elsewhere; or on every process's device.
+
+    Called by all processes.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=not everywhere)
     return get_model_state_dict(model, options=options)

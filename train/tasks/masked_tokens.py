@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from maskgit_pt import imagenet, pipeline, utils
+from maskgit_pt import pipeline
 from maskgit_pt.launch import Processes
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
@@ -22,11 +22,10 @@ from train.data.tokens import tokenizer_fingerprint
 from train.run import distributed, profiles
 from train.run.metrics import Metrics
 from train.run.state import TrainState, whole_weights
-from train.tasks import kernels, networks, optimizers
+from train.tasks import kernels, networks, optimizers, token_metrics, token_pictures
 from train.tasks.base import Task
 
 NAME = "transformer"
-RATIO_BINS = 5  # the loss is also reported for mask ratios 0 to .2, .2 to .4, ...
 
 
 class MaskedLoss(nn.Module):
@@ -94,14 +93,14 @@ class Tokens:
       tokenizer: None if the run has none: then there are no pictures.
       num_codes: K.
       num_tokens: n, of an image.
-      class_names: of the classes, as the model keeps them; None: mere numbers, or ImageNet's.
+      data_classes: names of the classes in the data.
     """
 
     batches: data.Batches
     tokenizer: nn.Module | None
     num_codes: int
     num_tokens: int
-    class_names: list[str] | None = None
+    data_classes: list[str]
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, processes: Processes) -> Self:
@@ -110,14 +109,27 @@ class Tokens:
         if config.data.images:
             num_tokens = (config.image_size // tokenizer.downsampling) ** 2
             batches = data.open_images(config, processes, num_tokens)
-            names = _class_names(batches.collection.class_names, config.num_class)
-            return cls(batches, tokenizer, len(tokenizer.get_codebook_funct()), num_tokens, names)
+            num_codes = len(tokenizer.get_codebook_funct())
+            return cls(batches, tokenizer, num_codes, num_tokens, batches.collection.class_names)
         batches = data.open_tokens(config, processes)
         shards = batches.shards
         if tokenizer is not None:
             shards.require(tokenizer=tokenizer_fingerprint(tokenizer))
-        names = _class_names(shards.class_names, config.num_class)
-        return cls(batches, tokenizer, shards.codebook_size, shards.num_tokens, names)
+        num_codes, num_tokens = shards.codebook_size, shards.num_tokens
+        return cls(batches, tokenizer, num_codes, num_tokens, shards.class_names)
+
+    def open_held_out(
+        self, config: ml_collections.ConfigDict, processes: Processes
+    ) -> token_metrics.HeldOut | None:
+        """Opens the tokens that are not trained on; None if there are none."""
+        like: dict[str, object] = {"num_tokens": self.num_tokens, "codebook_size": self.num_codes}
+        if self.tokenizer is not None:
+            like["tokenizer"] = tokenizer_fingerprint(self.tokenizer)
+        else:
+            like["tokenizer"] = self.batches.shards.tokenizer
+        like["class_names"] = self.data_classes
+        batches = data.open_held_out(config, processes, self.batches, like)
+        return batches and token_metrics.HeldOut(batches, processes)
 
 
 class MaskedTokens(Task):
@@ -142,17 +154,17 @@ class MaskedTokens(Task):
         self.work_per_image = _work_per_image(config, self.tokens)
         torch.manual_seed(config.seed)
         self.model = self.make_model(config, self.tokens)
-        self.model.class_names = self.tokens.class_names
+        self.model.class_names = networks.class_names(config, self.tokens.data_classes)
         self.model.image_size = config.image_size
         if config.init_from:
             networks.start_from(self.model, config.init_from)
         self.prepare_model()
+        self.held_out = self.tokens.open_held_out(config, processes)
         _check_sampling(config, self.model, self.tokenizer)
         self.average = self._make_average() if config.polyak_decay > 0 else None
         self._loss = self._spread(self.model.to(processes.device))
         self.optimizer = optimizers.make_adamw(self.model, config.optimizer)
-        ratios = [f"loss_at_ratio_{(i + 1) / RATIO_BINS:.1f}" for i in range(RATIO_BINS)]
-        self.metrics = Metrics(["loss", "accuracy", "grad_norm", *ratios], processes.device)
+        self.metrics = Metrics([*token_metrics.NAMES, "grad_norm"], processes.device)
         averages = {NAME: self.average.model} if self.average else {}
         self.state = TrainState(
             {NAME: self.model}, averages, {NAME: self.optimizer}, self.metrics.sums
@@ -171,12 +183,14 @@ class MaskedTokens(Task):
             networks.start_from(model, config.init_from)
         _check_sampling(config, model, tokens.tokenizer)
         parameters = sum(p.numel() for p in model.parameters())
+        held_out = tokens.open_held_out(config, processes)
         order, work = tokens.batches.order, _work_per_image(config, tokens)
         memory = networks.memory_of_training(config, tokens.num_codes, tokens.num_tokens)
         return {
             "parameters": f"{parameters:,}",
             "images": f"{order.num_images:,} x {order.crops} crops",
-            "classes": f"{config.num_class}, {_called(tokens.class_names)}",
+            "classes": networks.describe_classes(config, tokens.data_classes),
+            "held out": f"{held_out.num_images:,} images" if held_out else "none",
             "tokens an image": f"{tokens.num_tokens} of {tokens.num_codes} codes",
             "steps an epoch": f"{order.num_images / config.batch_size:,.1f}",
             "work an image": f"{work / 1e9:.1f} GFLOP",
@@ -256,15 +270,28 @@ class MaskedTokens(Task):
         return torch.cat(parts)
 
     def _count(self, loss: Tensor, correct: Tensor, batch: dict, norm: Tensor) -> None:
-        b = len(loss)
-        bins = (batch["ratio"] * RATIO_BINS).ceil().long().clamp(1, RATIO_BINS) - 1
-        in_bin = F.one_hot(bins, RATIO_BINS).to(torch.float64)  # [b, RATIO_BINS]
+        values, weights = token_metrics.sums(loss, correct, batch)
         # The norm is that of all processes' gradients: each counts it for its own samples.
-        head = [loss.double().sum(), correct.sum().double(), norm.double() * b]
-        counts = [torch.full_like(head[0], b), batch["masked"].sum().double()]
-        counts.append(counts[0])
-        values = torch.cat([torch.stack(head), loss.double() @ in_bin])
-        self.metrics.add(values, torch.cat([torch.stack(counts), in_bin.sum(0)]))
+        count = torch.full_like(values[:1], len(loss))
+        self.metrics.add(torch.cat([values, norm.double() * count]), torch.cat([weights, count]))
+
+    def scores(self) -> dict[str, float]:
+        """Metrics on the held-out tokens by the averaged weights; see `token_metrics.HeldOut`."""
+        if self.held_out is None:
+            return {}
+        model = self.average.model if self.average else self.model
+        if self.config.parallel == "fsdp":
+            weights = whole_weights(model, everywhere=True)
+            model = self.make_model(self.config, self.tokens).to(self.processes.device)
+            model.load_state_dict(weights)
+        config, training = self.config, model.training
+        loss = self.loss_class(
+            model, self.tokens.num_codes, config.label_smoothing, config.compute_loss_for_all
+        ).eval()
+        try:
+            return self.held_out.scores(loss, self.loss_inputs, self.autocast)
+        finally:
+            model.train(training)
 
     def learning_rate(self, step: int) -> float:
         """Of this step, for the log."""
@@ -287,8 +314,8 @@ class MaskedTokens(Task):
             else self._tokenize(batch["pixels"].to(self.processes.device))
         )
         return {
-            "samples": _samples(maskgit, self.config),
-            "filled_in": _filled_in(maskgit, codes, batch["labels"], batch["masked"]),
+            "samples": token_pictures.samples(maskgit, self.config),
+            "filled_in": token_pictures.filled_in(maskgit, codes, batch["labels"], batch["masked"]),
         }
 
 
@@ -320,7 +347,8 @@ def check_common(
     for name in ("batch_size", "accumulation_steps", "num_train_steps", "samples_per_mask_ratio",
                  "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"):  # fmt: skip
         settings.check_range(config, name, 1)
-    for name in ("label_drop_rate", "label_smoothing", "min_masking_rate", "polyak_decay"):
+    for name in ("label_drop_rate", "label_smoothing", "min_masking_rate", "polyak_decay",
+                 "data.eval_share"):  # fmt: skip
         settings.check_range(config, name, 0, 1)
     for name in ("lr", "weight_decay", "clip_norm", "warmup_steps", "lr_min"):
         settings.check_range(config, f"optimizer.{name}", 0)
@@ -342,19 +370,6 @@ def _check_sampling(
         raise ValueError(f"config.sampling, config.tokenizer: {error}") from None
 
 
-def _class_names(found: list[str], num_class: int) -> list[str] | None:
-    """What the model keeps of the data's class names; classes without data are called by their number."""
-    if num_class == 0:
-        return None
-    return imagenet.stored_names([*found, *map(str, range(len(found), num_class))])
-
-
-def _called(names: list[str] | None) -> str:
-    if names is None:
-        return "without names but ImageNet's"
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-
-
 def _load_tokenizer(config: ml_collections.ConfigDict, device: torch.device) -> nn.Module | None:
     if bool(config.data.tokens) == bool(config.data.images):
         raise ValueError(
@@ -367,44 +382,3 @@ def _load_tokenizer(config: ml_collections.ConfigDict, device: torch.device) -> 
     if config.data.images:
         raise ValueError("config.data.images needs config.tokenizer to make tokens of them")
     return None
-
-
-def _samples(model: pipeline.MaskGIT, config: ml_collections.ConfigDict) -> Image.Image:
-    """A grid of generated images; the same noise every time.
-
-    Args:
-      model: with the weights to show.
-      config: of the run: how many, of which classes, by which settings.
-    """
-    count, classes = config.eval_show_num, max(1, config.num_class)
-    labels = [i * classes // count for i in range(count)]
-    if classes < count:
-        labels = [i % classes for i in range(count)]
-    result = model.generate(labels, seed=config.seed, **config.sampling.to_dict())
-    return utils.visualize_images(result.images, columns=min(8, count))
-
-
-@torch.inference_mode()
-def _filled_in(
-    model: pipeline.MaskGIT, codes: Tensor, labels: Tensor, masked: Tensor, count: int = 8
-) -> Image.Image:
-    """Rows of: the image as the tokenizer gives it back, what the model sees of it, its most likely
-    completion in one step.
-
-    Args:
-      model: with the weights to show.
-      codes: int64 [B, n].
-      labels: int64 [B].
-      masked: bool [B, n].
-      count: how many to show.
-    """
-    codes, labels, masked = (v[:count].to(model.device) for v in (codes, labels, masked))
-    logits = model.transformer.code_logits(codes.where(~masked, -1), labels, model.num_codes)
-    guess = torch.where(masked, logits[..., : model.num_codes].argmax(-1), codes)
-    grid = (len(codes), model.side, model.side)
-    whole = model.tokens_to_images(codes.view(grid))
-    patch = model.image_size // model.side
-    visible = (~masked).view(grid)[:, None].repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-    seen = torch.where(visible.cpu(), whole, 0.5)
-    rows = torch.cat([whole, seen, model.tokens_to_images(guess.view(grid))])
-    return utils.visualize_images(rows, columns=len(codes))

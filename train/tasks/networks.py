@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import ml_collections
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from maskgit_pt import imagenet
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.mage import Mage
 from maskgit_pt.nets.maskgit_transformer import Transformer
@@ -115,6 +117,24 @@ def _side(shape: torch.Size) -> int:
     places = shape[-2] - 1 if len(shape) > 1 else 0
     side = math.isqrt(max(places, 0))
     return side if side**2 == places else 0
+
+
+def class_names(config: ml_collections.ConfigDict, found: Sequence[str]) -> list[str] | None:
+    """What a model keeps of its data's class names; classes without data are called by their number.
+
+    None if there is nothing to keep: no classes, mere numbers, or ImageNet's.
+    """
+    if config.num_class == 0:
+        return None
+    return imagenet.stored_names([*found, *map(str, range(len(found), config.num_class))])
+
+
+def describe_classes(config: ml_collections.ConfigDict, found: Sequence[str]) -> str:
+    """How many classes there are, and what they are called."""
+    names = class_names(config, found)
+    if names is None:
+        return f"{config.num_class}"
+    return f"{config.num_class}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
 
 
 def work_per_image(config: ml_collections.ConfigDict, num_codes: int, num_tokens: int) -> float:
