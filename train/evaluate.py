@@ -13,6 +13,7 @@ from maskgit_pt.decoding import Settings
 from maskgit_pt.files import check_folder, check_replaceable, write_atomically
 from maskgit_pt.launch import Processes
 from maskgit_pt.model_settings import ModelSettings
+from maskgit_pt.networks import size_for
 from maskgit_pt.settings import define_flags, from_flags, setting
 from train.evaluation import Context, ModelSource, report
 from train.evaluation.reconstruction import LPIPS
@@ -59,7 +60,7 @@ class EvaluateSettings:
     image_size: int | None = setting(
         None,
         "Crop folders of images, except --samples, to this size (shorter side, then the middle). Default: "
-        "the samples' size; with --images 256.",
+        "the samples' size; with --images that of the tokenizer.",
         least=1,
     )
     lpips_weights: str | None = setting(None, "Two files, VGG16,LINEAR. Default: no LPIPS.")
@@ -202,11 +203,12 @@ def _save_statistics(job: Job, context: Context, samples: Source | None) -> Refe
 
 def _evaluate_tokenizer(job: Job, how: dict) -> report.Evaluation:
     asked, models = job.asked, job.models
-    size, device = asked.image_size or 256, how["device"]
+    device = how["device"]
+    tokenizer = models.load_tokenizer(device)
+    size = size_for(tokenizer, models.tokenizer, asked.image_size)
     images = open_source(asked.images, size)
     if asked.num_samples is not None:
         images = FirstImages(images, asked.num_samples, spread=True)
-    tokenizer = models.load_tokenizer(device)
     lpips = LPIPS.from_flag(asked.lpips_weights, device) if asked.lpips_weights else None
     return evaluate_tokenizer(
         tokenizer, images, job.measure.reference, metrics=job.measure.metric_names, lpips=lpips,

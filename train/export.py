@@ -90,6 +90,8 @@ def load(
     step = found[-1] if step is None else step
     ((name, network),) = json.loads((run / NETWORKS_NAME).read_text()).items()
     model = CLASSES[network["model_type"]].from_full_config(network)
+    if model.image_size is None:  # a run of an earlier version
+        model.image_size = config.get("image_size")
     group = AVERAGES if average and config.polyak_decay > 0 else MODELS
     weights = {group: {name: model.state_dict()}}
     folder = checkpoints.folder_of(run, step)

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from maskgit_pt import command_line, launch
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.launch import Processes
-from maskgit_pt.networks import TOKENIZERS
+from maskgit_pt.networks import TOKENIZERS, size_for
 from maskgit_pt.pretrained import load_any
 from maskgit_pt.utils import visualize_images
 from train.data import images as images_lib
-from train.data.encoding import Encoder
+from train.data.encoding import Encoder, cpu_rows
 from train.data.shard_files import write_file
 from train.data.tokens import ShardWriter, TokenShards, tokenizer_fingerprint
 from train.randomness import generator
@@ -60,7 +60,12 @@ integer("num_classes", None, "Classes there must be. Tar files do not tell; defa
         "label and one.", lower_bound=1)  # fmt: skip
 string("tokenizer", None, "A folder, a checkpoint file of Google's, or a Hugging Face hub id.")
 string("output", None, "Folder for the shards.")
-integer("image_size", 256, "Pixels along one side.", lower_bound=1)
+integer(
+    "image_size",
+    None,
+    "Pixels along one side. Default: as the tokenizer was trained.",
+    lower_bound=1,
+)
 integer("crops", 2, "Crops of each image to store.", lower_bound=1)
 enum(
     "crop",
@@ -70,8 +75,8 @@ enum(
 )
 integer("seed", 0, "Of the crops.", lower_bound=0)
 integer("shard_size", 10_000, "Images in a shard: what an interruption can lose.", lower_bound=1)
-integer("batch_size", None, "Crops encoded at a time, in each process. Default: 64, on a CPU 8.",
-        lower_bound=1)  # fmt: skip
+integer("batch_size", None, "Crops encoded at a time, in each process. Default: 64; on a CPU 8 of 256 px, "
+        "more of smaller ones.", lower_bound=1)  # fmt: skip
 string("device", None, "cpu, cuda, cuda:1, ... Default: cuda if there is one.")
 enum("dtype", "float32", ["float32", "tfloat32", "bfloat16"],
      "Precision of the tokenizer. The two others are faster on a GPU, and change a few tokens.")  # fmt: skip
@@ -129,8 +134,10 @@ def _tokenize(processes: Processes, device: torch.device) -> int:
     )
     tokenizer = load_any(FLAGS.tokenizer, TOKENIZERS)
     settings = _settings(images, tokenizer)
-    if processes.is_main and images.left_out:
-        _say(f"{FLAGS.images}: {images.left_out}")
+    if processes.is_main:
+        images_lib.warn_of_enlarging(images, settings["image_size"], FLAGS.images)
+        if images.left_out:
+            _say(f"{FLAGS.images}: {images.left_out}")
     writer, missing = _take_up(settings, -(-len(images) // FLAGS.shard_size), processes)
     dtype = torch.bfloat16 if FLAGS.dtype == "bfloat16" else torch.float32
     tokenizer = tokenizer.to(device, dtype)
@@ -148,7 +155,8 @@ def _tokenize(processes: Processes, device: torch.device) -> int:
 
 def _settings(images: images_lib.Images, tokenizer: nn.Module) -> dict[str, Any]:
     """All that the shards depend on: the arguments of `ShardWriter`."""
-    patch, size = tokenizer.downsampling, FLAGS.image_size
+    patch = tokenizer.downsampling
+    size = size_for(tokenizer, FLAGS.tokenizer, FLAGS.image_size)
     if size % patch:
         raise ValueError(
             f"--image_size={size}; accepted: multiples of {patch}, the tokenizer's patch"
@@ -198,7 +206,9 @@ def _make_shards(
     """Reads, encodes and writes this process's shards; reading is ahead of encoding, that of writing."""
     rank, world = processes.rank, processes.world_size
     numbers = missing[rank::world]
-    batches = _Batches(images, numbers, max(1, _batch_size(encoder.device) // FLAGS.crops))
+    size = writer.settings["image_size"]
+    per_batch = max(1, _batch_size(encoder.device, size) // FLAGS.crops)
+    batches = _Batches(images, numbers, per_batch, size)
     workers = _workers(encoder.device) if len(batches) else 0
     loader = DataLoader(batches, batch_size=None, num_workers=workers)
     total = sum(stop - start for _, start, stop, _ in batches.spans)
@@ -237,15 +247,16 @@ class _Batches(Dataset):
       images: the collection.
       numbers: of the shards to make.
       per_batch: images in an item.
+      size: of the crops, pixels along one side.
 
     Attributes:
       spans: (shard, first image, image after the last, whether it is the shard's last batch) of each item.
     """
 
-    def __init__(self, images: images_lib.Images, numbers: list[int], per_batch: int):
+    def __init__(self, images: images_lib.Images, numbers: list[int], per_batch: int, size: int):
         self.images = images
         self.crops, self.crop = FLAGS.crops, FLAGS.crop
-        self.size, self.seed = FLAGS.image_size, FLAGS.seed
+        self.size, self.seed = size, FLAGS.seed
         self.spans: list[tuple[int, int, int, bool]] = []
         for number in numbers:
             first = number * FLAGS.shard_size
@@ -316,7 +327,7 @@ def _save_preview(images: images_lib.Images, shards: TokenShards, encoder: Encod
     rows = np.linspace(0, shards.num_images - 1, count).astype(np.int64)
     damaged = [image["image"] for image in shards.damaged]
     numbers = np.delete(np.arange(len(images)), damaged)[rows]
-    batches = _Batches(images, [], 1)
+    batches = _Batches(images, [], 1, shards.image_size)
     originals = torch.from_numpy(np.stack([batches.read(int(number))[0] for number in numbers]))
     originals = originals.movedim(-1, 1) / 255
     tokens = torch.from_numpy(shards.tokens(rows, np.zeros_like(rows)).astype(np.int64))
@@ -340,8 +351,10 @@ def _say(text: str) -> None:
     tqdm.write(f"{PROGRAM}: {text}", file=sys.stderr)
 
 
-def _batch_size(device: torch.device) -> int:
-    return FLAGS.batch_size or (8 if device.type == "cpu" else 64)
+def _batch_size(device: torch.device, image_size: int = 256) -> int:
+    if FLAGS.batch_size or device.type != "cpu":
+        return FLAGS.batch_size or 64
+    return max(8, 4 * cpu_rows(image_size**2))  # so that several threads have a call each
 
 
 def _cores() -> int:

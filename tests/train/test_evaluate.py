@@ -234,6 +234,26 @@ def test_model_without_touching_the_disk(tmp_path, capsys):
     np.testing.assert_array_equal(source.read(13, 14)[0], images)
 
 
+def test_a_tokenizer_is_evaluated_at_its_own_size(tmp_path, capsys):
+    write_folder(tmp_path / "images", pictures(2, 12, size=16))
+    tokenizer = load_tiny("tokenizer")
+    tokenizer.image_size = 16
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    args = ["--tokenizer=tokenizer", "--images=images", "--metrics=psnr"]
+    assert call(*args) == 0
+    output, own = capsys.readouterr(), result()
+    assert own["protocol"]["images"]["size"] == "16 x 16" and "enlarged" not in output.err
+    assert call(*args, "--image_size=16") == 0 and result()["metrics"] == own["metrics"]
+    capsys.readouterr()
+    assert call(*args, "--image_size=32") == 0
+    told = "images: the first image is 16 x 16; images are enlarged to 32 px"
+    assert told in capsys.readouterr().err
+    tokenizer.image_size = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert call(*args) == 1
+    assert "--image_size says it" in capsys.readouterr().err
+
+
 def test_tokenizer(tmp_path):
     images = pictures(2, 12, size=24)
     write_folder(tmp_path / "images", images)

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from recorded import OFFICIAL, load_tiny
 
+from maskgit_pt import VQVAE
 from maskgit_pt.command_line import run
 from train import tokenize
+from train.configs import fashion_tokenizer
 from train.data import images as images_lib
 from train.data import shard_files
-from train.data.encoding import Encoder
+from train.data.encoding import Encoder, cpu_rows
 from train.data.tokens import TokenShards, tokenizer_fingerprint
 from train.randomness import generator
 
@@ -281,6 +283,52 @@ def test_an_image_that_disappears_is_an_error(pictures, tmp_path, capsys, monkey
     assert last.endswith("error: c/9.jpg: Permission denied")
 
 
+def test_rows_of_a_call_on_a_cpu():
+    sides = (8, 16, 28, 32, 64, 128, 256, 512)
+    assert [cpu_rows(side**2) for side in sides] == [64, 64, 32, 32, 8, 2, 1, 1]
+
+
+def test_tokens_do_not_hang_on_companions():
+    """28 px, as the recipe `fashion_tokenizer`: the same bits beside any others, at any place."""
+    config = fashion_tokenizer.get_config()
+    config.vqvae.filters = 32
+    torch.manual_seed(0)
+    tokenizer = VQVAE(config).eval()
+    images = torch.randint(0, 256, (40, 28, 28, 3), dtype=torch.uint8)
+    features = []
+    tokenizer.encoder.register_forward_hook(lambda *args: features.append(args[2]))
+    encoder = Encoder(tokenizer, threads=1)
+    tokens, alone = encoder.start(images)(), encoder.start(images[33:34])()
+    assert [len(part) for part in features] == [32, 32, 32]
+    assert torch.equal(features[2][0], features[1][1])  # image 33, the second of the second call
+    np.testing.assert_array_equal(alone, tokens[33:34])
+    order = torch.randperm(40)
+    np.testing.assert_array_equal(encoder.start(images[order])(), tokens[order])
+    with torch.inference_mode():  # PyTorch rounds a single image otherwise; no code is that near
+        pixels = images.movedim(-1, 1) / 255
+        single = torch.cat([tokenizer.encode_to_indices(image[None]) for image in pixels])
+    torch.testing.assert_close(features[-40][0], features[0][0], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(single.flatten(1), tokens)
+
+
+def test_the_size_is_the_tokenizers_own(pictures, tmp_path, capsys):
+    load_tiny("tokenizer").save_pretrained(tmp_path / "unknown")
+    tokenizer = load_tiny("tokenizer")
+    tokenizer.image_size = 64
+    tokenizer.save_pretrained(tmp_path / "known")
+    command = [f"--images={pictures}", "--crops=1", "--workers=0", "--device=cpu", "--preview=0"]
+
+    def tokens(name: str) -> int:
+        args = [*command, f"--tokenizer={tmp_path / name}", f"--output={tmp_path / 'tokens'}"]
+        return run(tokenize.main, tokenize.FLAGS, tokenize.PROGRAM, tokenize.USAGE, args)
+
+    assert tokens("unknown") == 1
+    assert "unknown does not say for which images it is; --image_size" in capsys.readouterr().err
+    assert tokens("known") == 0
+    assert "images are enlarged to 64 px" in capsys.readouterr().err
+    assert TokenShards.open(tmp_path / "tokens").image_size == 64
+
+
 def test_encoder():
     """It leaves the caller's threads alone; whole batches, as on a GPU, give the same."""
     threads = torch.get_num_threads()
@@ -294,7 +342,7 @@ def test_encoder():
     grids = torch.from_numpy(tokens.astype(np.int64)).unflatten(1, (4, 4))
     decoded = encoder.decode(grids)
     assert decoded.shape == (7, 3, 16, 16) and 0 <= decoded.min() <= decoded.max() <= 1
-    encoder._one_by_one = False
+    encoder._on_cpu = False
     np.testing.assert_array_equal(encoder.start(images)(), tokens)
     # Batches are summed in another order; the range is 1.
     torch.testing.assert_close(encoder.decode(grids), decoded, rtol=0, atol=1e-4)

@@ -327,6 +327,8 @@ def open_images(
     collection = processes.on_first(lambda: images_lib.open_images(data.images, data.split or None))
     if processes.is_main and collection.left_out:
         print(f"{data.images}: {collection.left_out}", file=sys.stderr)
+    if processes.is_main:
+        images_lib.warn_of_enlarging(collection, config.image_size, data.images)
     _check_labels(config, len(collection.class_names), data.images)
     masks = masking.settings(config, num_tokens) if num_tokens else None
     share = Share.of(config, processes)

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from PIL import Image
 from train.data import image_folders, image_tars
 from train.data.image_base import DamagedImage, Images
 
-__all__ = ["CROPS", "DamagedImage", "Images", "crop", "describe_crop", "open_images"]
+__all__ = [
+    "CROPS",
+    "DamagedImage",
+    "Images",
+    "crop",
+    "describe_crop",
+    "open_images",
+    "warn_of_enlarging",
+]
 
 CROPS = tuple(
     kind + flip for kind in ("center", "random", "random_resized") for flip in ("", "+flip")
@@ -153,6 +162,25 @@ def crop(image: Image.Image, size: int, kind: str, rng: np.random.Generator) -> 
     if flip and rng.random() < 0.5:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def warn_of_enlarging(images: Images, size: int, name: str) -> None:
+    """Warns if the first image of a collection is smaller than what is to be made of it.
+
+    Args:
+      images: the collection.
+      size: the side of the squares in pixels.
+      name: of the collection.
+    """
+    try:
+        first = images.read(0)
+    except (DamagedImage, OSError):
+        return  # whoever reads all of them says so
+    if min(first.width, first.height) < size:
+        warnings.warn(
+            f"{name}: the first image is {first.width} x {first.height}; images are enlarged to {size} px",
+            stacklevel=3,
+        )
 
 
 def describe_crop(kind: str) -> dict[str, Any]:

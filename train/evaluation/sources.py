@@ -16,9 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskgit_pt.sample_folder import SAMPLES_NAME, read_settings
+from train.data import images as images_lib
 from train.data.image_base import Images, Names
 from train.data.image_folders import FolderImages, is_image
-from train.data.images import crop, describe_crop, open_images
+from train.data.images import crop, open_images
 from train.evaluation.npz import Npz
 
 _AT_ONCE = 1024  # files handed to the reading threads
@@ -146,7 +147,8 @@ class CollectionSource(Source):
             self.size = (image_size, image_size)
         self.protocol = describe_images(path.name or str(path), self, _formats(images))
         if image_size is not None:
-            how = describe_crop("center")["resampling"]
+            images_lib.warn_of_enlarging(images, image_size, str(path))
+            how = images_lib.describe_crop("center")["resampling"]
             self.protocol["resize"] = f"center crop, shorter side to {image_size} ({how})"
         if len(images.class_names) > 1:
             self.protocol["labels"] = f"{len(images.class_names)} classes"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
+from train.data.encoding import cpu_rows, filled_parts
 from train.evaluation import reconstruction
 from train.evaluation.context import Context
 from train.evaluation.extraction import Arrays, remembered
@@ -120,8 +121,10 @@ class _Rebuild:
         """uint8 [B, 3, H, W] -> name -> [B, ...]."""
         # A few at a time, since full-size feature maps are large: 32 MiB an image of 256 px and layer.
         pixels = images.shape[2] * images.shape[3]
-        size = 1 if images.device.type == "cpu" else max(1, _PIXELS // pixels)
-        parts = [self._rebuild(chunk) for chunk in images.split(size)]
+        on_cpu = images.device.type == "cpu"
+        size = cpu_rows(pixels) if on_cpu else max(1, _PIXELS // pixels)
+        chunks = filled_parts(images, size) if on_cpu else ((c, len(c)) for c in images.split(size))
+        parts = [[x[:count] for x in self._rebuild(chunk)] for chunk, count in chunks]
         tokens, rebuilt = (torch.cat(part) for part in zip(*parts, strict=True))
         found = {name: self.functions[name](rebuilt, images) for name in self.metrics}
         if self.extractor is not None:
