@@ -39,6 +39,7 @@ _NOT_IN_WEIGHTS = {
     "num_classes",
     "class_names",
     "image_size",
+    "tokenizer_fingerprint",
     "decoder_num_heads",
     "norm_groups",
 }

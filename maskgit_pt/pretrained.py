@@ -36,11 +36,14 @@ class PretrainedMixin(HubMixin):
       class_names: of a transformer: what its classes are called, one name for each; None: not known, or
         ImageNet's (see `imagenet.classes_of`).
       image_size: the side in pixels of the images that it was trained on; None: not known.
+      tokenizer_fingerprint: of a transformer: the SHA-256 of the weights of the tokenizer whose tokens it was
+        trained on; None: not known.
     """
 
     model_type: str
     class_names: list[str] | None = None
     image_size: int | None = None
+    tokenizer_fingerprint: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -97,7 +100,7 @@ class PretrainedMixin(HubMixin):
         """The inverse of `full_config`; the model's type need not be there.
 
         Raises:
-          ValueError: `class_names` or `image_size` make no sense.
+          ValueError: one of the entries `ABOUT` makes no sense.
         """
         settings = {name: value for name, value in config.items() if name not in ABOUT}
         settings.pop("model_type", None)
@@ -122,13 +125,18 @@ class PretrainedMixin(HubMixin):
 
 
 # Entries of `config.json` that say how a model is used; they are no arguments of its constructor.
-ABOUT = ("class_names", "image_size")
+ABOUT = ("class_names", "image_size", "tokenizer_fingerprint")
 
 
 def _read_about(config: dict) -> dict[str, Any]:
     """The checked entries `ABOUT` of a configuration; those that are missing or null are left out."""
     about = {name: config[name] for name in ABOUT if config.get(name) is not None}
     size, names = about.get("image_size", 1), about.get("class_names", [])
+    fingerprint = about.get("tokenizer_fingerprint", "")
+    if not isinstance(fingerprint, str) or len(fingerprint) > _LONGEST_NAME:
+        raise ValueError(
+            f"tokenizer_fingerprint is {ascii(fingerprint)[:60]}; accepted: a SHA-256 in hex"
+        )
     if type(size) is not int or size < 1:
         raise ValueError(f"image_size is {size!r}; accepted: pixels, a whole number from 1")
     if not isinstance(names, list) or len(names) > _MOST_NAMES:

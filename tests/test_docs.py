@@ -11,6 +11,7 @@ from pathlib import Path
 import ml_collections
 import pytest
 import torch
+from PIL import Image
 
 import convert
 from maskgit_pt import VQVAE, Transformer
@@ -159,6 +160,31 @@ def test_commands_run(page, in_files, monkeypatch, capsys):
         exec(compile(code, page.name, "exec"), {})
         done += 1
     assert done >= 2
+
+
+def test_training_on_my_images(in_files, monkeypatch, capsys):
+    """Every command of docs/finetune.md, for two images a class at 64 px."""
+    for kind in ("maskgit", "tokenizer"):
+        source, target = f"--input={kind}_imagenet256_checkpoint", f"--output={kind}256"
+        run("maskgit-convert", [source, target], monkeypatch)
+    for number in range(4):
+        folder = in_files / "my_images" / ("my_dog" if number % 2 else "my_cat")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (70, 64), (60 * number, 90, 120)).save(folder / f"{number}.png")
+    small = ["--config.image_size=64", "--config.num_train_steps=1", "--config.batch_size=2",
+             "--config.precision=float32", "--config.compile=False", "--config.data.eval_share=0.5",
+             "--config.data.num_workers=0", "--config.eval_show_num=1", "--threads=1"]  # fmt: skip
+    changes = {
+        "maskgit-tokenize": ["--image_size=64", "--workers=0"],
+        "maskgit-train": small,
+        "maskgit-export": ["--step=1"],
+        "maskgit-sample": ["--steps=2", "--num_samples=2"],
+    }
+    for program, *arguments in commands(ROOT / "docs" / "finetune.md"):
+        code = run(program, arguments + changes.get(program, []), monkeypatch)
+        assert code == 0, capsys.readouterr().err
+    assert "1000 classes go on, 2 are new (my_cat, my_dog)" in capsys.readouterr().err
+    assert (in_files / "maskgit_mine_checkpoint").is_file()
 
 
 def run(program: str, arguments: list[str], monkeypatch) -> int:

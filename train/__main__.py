@@ -11,6 +11,7 @@ from maskgit_pt import command_line as cl
 from maskgit_pt import launch
 from maskgit_pt.launch import Processes
 from train import loop, settings
+from train.run import early_stop
 
 PROGRAM = "maskgit-train"
 USAGE = """
@@ -69,7 +70,9 @@ def main(values: flags.FlagValues) -> int:
             state = loop.train(values.config, Path(values.output), processes)
         except FloatingPointError as error:
             raise ValueError(str(error)) from None
-    return 0 if state.step >= values.config.num_train_steps else 143  # as after SIGTERM
+    done = state.step >= values.config.num_train_steps
+    done = done or early_stop.best_step(Path(values.output), values.config) is not None
+    return 0 if done else 143  # as after SIGTERM
 
 
 def _describe(config: object, processes: Processes) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from maskgit_pt.files import write_atomically
 from maskgit_pt.launch import Processes
 from train import export, randomness, settings
+from train.run import early_stop
 from train.run.checkpoints import Checkpoints
 from train.run.lock import claim
 from train.run.metrics import Rates, Reporter
@@ -58,8 +59,8 @@ def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) ->
       processes: this process and its peers.
 
     Returns:
-      The state at the end; earlier than num_train_steps after SIGTERM, which saves first. Ctrl-C saves, too;
-      a second one does not.
+      The state at the end; earlier than num_train_steps after an early stop, and after SIGTERM, which saves
+      first. Ctrl-C saves, too; a second one does not.
 
     Raises:
       ValueError, OSError: settings, data or checkpoints that do not fit; a checkpoint that could not be
@@ -92,8 +93,9 @@ def _train(
     stop = _Stop()
     profile = Profile(config, run, processes)
     batches = task.load(state.step, last)
+    ended = early_stop.is_over(run, config, processes)
     try:
-        while state.step < last:
+        while state.step < last and not ended:
             batch = stop.next(batches)
             # Before the step: no process is left waiting for the others in the middle of one.
             if processes.any(stop.asked):
@@ -125,6 +127,13 @@ def _train(
                 for name, image in task.pictures().items():
                     reporter.picture(run / "pictures" / name / f"step_{done:09d}.png", image, done)
                 processes.barrier()
+                ended = early_stop.is_over(run, config, processes)
+        if ended:
+            best = early_stop.best_step(run, config)
+            reporter.write(
+                f"the held-out loss was least at step {best}, and the run ends here: maskgit-export {run} "
+                f"--step={best} --output=FOLDER"
+            )
         checkpoints.finish()
     except FloatingPointError:
         checkpoints.finish()  # one that is still being written is good, and may be the newest

@@ -28,6 +28,11 @@ _CAME_LATER = {
     "samples_per_mask_ratio": 1,
     "data.eval_tokens": "",
     "data.eval_share": 0.0,
+    "keep_classes": False,
+    "init_classes": "",
+    "early_stop_evals": 0,
+    "init_other_tokenizer": False,
+    "optimizer.init_lr_scale": 1.0,
 }
 
 RECIPES = Path(__file__).parent / "configs"

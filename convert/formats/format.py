@@ -245,7 +245,7 @@ class Format:
             marks.append(f"these are weights of {weights}; files of {self.NAME} cannot say so")
         about = [name for name in ABOUT if source.config.get(name) is not None]
         if about and source.kind != "discriminator" and not self.KEEPS_CONFIG:
-            marks.append(f"files of {self.NAME} have no place for {' and '.join(about)}: left out")
+            marks.append(f"files of {self.NAME} have no place for {', '.join(about)}: left out")
         return marks
 
     def companions(self, source: Checkpoint) -> dict[str, bytes]:

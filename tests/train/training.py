@@ -30,6 +30,8 @@ def make_shards(
     codes: int = 16,
     classes: int = 5,
     image_size: int = 16,
+    names: list[str] | None = None,
+    tokenizer: str = "none",
 ) -> Path:
     """Tokens in two shards; the class tells most of an image."""
     rng = np.random.default_rng(0)
@@ -38,9 +40,9 @@ def make_shards(
         grid=(side, side),
         crops=crops,
         codebook_size=codes,
-        class_names=[f"class {i}" for i in range(classes)],
+        class_names=names or [f"class {i}" for i in range(classes)],
         image_size=image_size,
-        tokenizer="none",
+        tokenizer=tokenizer,
     )
     for number, count in enumerate((images // 2, images - images // 2)):
         labels = rng.integers(0, classes, count)

@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
             "batch_size": 256,  # images a step, over all processes
             "accumulation_steps": 1,  # a process cuts its share of the batch into so many parts
             "num_train_steps": 1_000_000,
-            "num_class": 1000,
+            "num_class": 1000,  # 0: as many as the data has, and `init_from` where its classes are kept
             "image_size": 256,  # pixels
             "data": {
                 "tokens": "",  # a folder of `maskgit-tokenize`; or
@@ -29,9 +29,15 @@ def get_config() -> ml_collections.ConfigDict:
             },
             # The tokenizer's folder, file or hub id: for pictures, and to tokenize `data.images`.
             "tokenizer": "",
-            # A trained transformer to start from; position embeddings grow to this run's length.
+            # A trained transformer to start from: a folder, a file or a hub id. Position embeddings grow to
+            # this run's length; classes with a name that it knows begin as it knows them.
             "init_from": "",
-            "model": "maskgit_transformer",  # or besnier_transformer
+            "keep_classes": False,  # True: the classes of `init_from` stay, new ones of the data follow
+            # Instead of names, for each class of the data, separated by commas: an id or name of `init_from`,
+            # or "new".
+            "init_classes": "",
+            "init_other_tokenizer": False,  # True: `init_from` was trained on another tokenizer's codes
+            "model": "maskgit_transformer",  # or besnier_transformer; init_from: as the weights there
             "transformer": {
                 "num_layers": 24,
                 "num_embeds": 768,
@@ -51,6 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
             "label_smoothing": 0.1,
             "optimizer": {
                 "lr": 1e-4,
+                "init_lr_scale": 1.0,  # factor of the rate of what `init_from` brings; 0: it is frozen
                 "beta1": 0.9,
                 "beta2": 0.96,
                 "epsilon": 1e-8,
@@ -75,6 +82,8 @@ def get_config() -> ml_collections.ConfigDict:
             "log_every_steps": 100,
             "checkpoint_every_steps": 5000,
             "keep_checkpoints": 3,
+            # Above 0: the run ends once so many evaluations in turn gave no smaller held-out loss.
+            "early_stop_evals": 0,
             "eval_every_steps": 10_000,  # pictures and the loss on held-out tokens; 0: none
             "eval_show_num": 16,
             "sampling": {  # of the pictures: settings of `MaskGIT.generate`

@@ -121,7 +121,12 @@ class Batches(Dataset):
       seed: of the run.
       share: of this process.
       masks: `masking.settings`, or None for no masks.
+
+    Attributes:
+      classes: int64 [classes], the labels of these classes in the batches; None: as they are numbered.
     """
+
+    classes: np.ndarray | None = None
 
     def __init__(
         self, num_images: int, crops: int, seed: int, share: Share, masks: dict | None = None
@@ -135,6 +140,8 @@ class Batches(Dataset):
         images, crops, epochs = self.order.at(step, self.share)
         item = self._read(images, crops, epochs)
         item["images"] = images
+        if self.classes is not None:
+            item["labels"] = self.classes[item["labels"]]
         if self.masks:
             masks = masking.draw(self.seed, step, self.share.rows, **self.masks)
             item["labels"] = np.where(masks.dropped, -1, item["labels"])

@@ -16,7 +16,8 @@ from maskgit_pt.nets.mage import UNUSED
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from train.configs import mage_defaults
 from train.tasks import networks
-from train.tasks.masked_tokens import MaskedLoss, MaskedTokens, Tokens, check_common
+from train.tasks.masked_tokens import MaskedLoss, MaskedTokens, check_common
+from train.tasks.token_source import Tokens
 
 
 class MageLoss(MaskedLoss):
@@ -71,6 +72,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("independent_masks", "False", not config.independent_masks),
         ("label_drop_rate", "0, as MAGE has no token for no class", config.label_drop_rate == 0),
         ("min_masking_rate", "more than 0 and less than 1", 0 < config.min_masking_rate < 1),
+        ("init_other_tokenizer", "False", not config.init_other_tokenizer),
         ("transformer.broadcast_dropout", "False", not sizes.broadcast_dropout),
     ):
         if not fits:

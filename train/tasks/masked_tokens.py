@@ -1,8 +1,9 @@
 """Stage 2: the transformer learns to fill in masked tokens (Chang et al. 2022, section 3.2)."""
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Sequence
-from typing import Self
 
 import ml_collections
 import torch
@@ -14,16 +15,14 @@ from maskgit_pt import pipeline
 from maskgit_pt.launch import Processes
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.maskgit_transformer import Transformer
-from maskgit_pt.pretrained import load_any
 from train import settings
 from train.configs import defaults
-from train.data import batches as data
-from train.data.tokens import tokenizer_fingerprint
-from train.run import distributed, profiles
+from train.run import distributed, early_stop, profiles
 from train.run.metrics import Metrics
 from train.run.state import TrainState, whole_weights
-from train.tasks import kernels, networks, optimizers, token_metrics, token_pictures
+from train.tasks import kernels, networks, optimizers, starting, token_metrics, token_pictures
 from train.tasks.base import Task
+from train.tasks.token_source import Tokens
 
 NAME = "transformer"
 
@@ -84,54 +83,6 @@ class MaskedLoss(nn.Module):
         return (loss * weights).sum(-1) / weights.sum(-1), correct
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Where the tokens of a run come from.
-
-    Attributes:
-      batches: with masks; from token shards, or of images that are still to be tokenized.
-      tokenizer: None if the run has none: then there are no pictures.
-      num_codes: K.
-      num_tokens: n, of an image.
-      data_classes: names of the classes in the data.
-    """
-
-    batches: data.Batches
-    tokenizer: nn.Module | None
-    num_codes: int
-    num_tokens: int
-    data_classes: list[str]
-
-    @classmethod
-    def open(cls, config: ml_collections.ConfigDict, processes: Processes) -> Self:
-        """Opens what the settings name; errors as `Task`."""
-        tokenizer = _load_tokenizer(config, processes.device)
-        if config.data.images:
-            num_tokens = (config.image_size // tokenizer.downsampling) ** 2
-            batches = data.open_images(config, processes, num_tokens)
-            num_codes = len(tokenizer.get_codebook_funct())
-            return cls(batches, tokenizer, num_codes, num_tokens, batches.collection.class_names)
-        batches = data.open_tokens(config, processes)
-        shards = batches.shards
-        if tokenizer is not None:
-            shards.require(tokenizer=tokenizer_fingerprint(tokenizer))
-        num_codes, num_tokens = shards.codebook_size, shards.num_tokens
-        return cls(batches, tokenizer, num_codes, num_tokens, shards.class_names)
-
-    def open_held_out(
-        self, config: ml_collections.ConfigDict, processes: Processes
-    ) -> token_metrics.HeldOut | None:
-        """Opens the tokens that are not trained on; None if there are none."""
-        like: dict[str, object] = {"num_tokens": self.num_tokens, "codebook_size": self.num_codes}
-        if self.tokenizer is not None:
-            like["tokenizer"] = tokenizer_fingerprint(self.tokenizer)
-        else:
-            like["tokenizer"] = self.batches.shards.tokenizer
-        like["class_names"] = self.data_classes
-        batches = data.open_held_out(config, processes, self.batches, like)
-        return batches and token_metrics.HeldOut(batches, processes)
-
-
 class MaskedTokens(Task):
     """Stage 2 as a task; see `Task`. Networks that learn to fill in tokens in another way are subclasses.
 
@@ -147,23 +98,28 @@ class MaskedTokens(Task):
     loss_inputs = ("masked", "labels")
 
     def __init__(self, config: ml_collections.ConfigDict, processes: Processes):
-        self.check(config)
+        config, self.tokens, start = self.open(config, processes)
         super().__init__(config, processes)
-        self.tokens = Tokens.open(config, processes)
         self.batches, self.tokenizer = self.tokens.batches, self.tokens.tokenizer
         self.work_per_image = _work_per_image(config, self.tokens)
         torch.manual_seed(config.seed)
         self.model = self.make_model(config, self.tokens)
-        self.model.class_names = networks.class_names(config, self.tokens.data_classes)
+        self.model.class_names = networks.class_names(config, self.tokens.class_names)
         self.model.image_size = config.image_size
-        if config.init_from:
-            networks.start_from(self.model, config.init_from)
+        self.model.tokenizer_fingerprint = self.tokens.fingerprint
+        if start:
+            starting.fill(self.model, start)
         self.prepare_model()
         self.held_out = self.tokens.open_held_out(config, processes)
         _check_sampling(config, self.model, self.tokenizer)
         self.average = self._make_average() if config.polyak_decay > 0 else None
         self._loss = self._spread(self.model.to(processes.device))
         self.optimizer = optimizers.make_adamw(self.model, config.optimizer)
+        self._rates = None
+        if start and config.optimizer.init_lr_scale != 1:
+            self._rates = starting.LearningRates(
+                self.model, self.optimizer, config.optimizer, start
+            )
         self.metrics = Metrics([*token_metrics.NAMES, "grad_norm"], processes.device)
         averages = {NAME: self.average.model} if self.average else {}
         self.state = TrainState(
@@ -175,12 +131,11 @@ class MaskedTokens(Task):
         cls, config: ml_collections.ConfigDict, processes: Processes
     ) -> tuple[dict[str, object], float]:
         """See `Task.describe`."""
-        cls.check(config)
-        tokens = Tokens.open(config, processes)
-        with torch.device("cpu" if config.init_from else "meta"):
+        config, tokens, start = cls.open(config, processes)
+        with torch.device("cpu" if start else "meta"):
             model = cls.make_model(config, tokens)
-        if config.init_from:
-            networks.start_from(model, config.init_from)
+        if start:
+            starting.fill(model, start)
         _check_sampling(config, model, tokens.tokenizer)
         parameters = sum(p.numel() for p in model.parameters())
         held_out = tokens.open_held_out(config, processes)
@@ -189,7 +144,7 @@ class MaskedTokens(Task):
         return {
             "parameters": f"{parameters:,}",
             "images": f"{order.num_images:,} x {order.crops} crops",
-            "classes": networks.describe_classes(config, tokens.data_classes),
+            "classes": networks.describe_classes(config, tokens.class_names),
             "held out": f"{held_out.num_images:,} images" if held_out else "none",
             "tokens an image": f"{tokens.num_tokens} of {tokens.num_codes} codes",
             "steps an epoch": f"{order.num_images / config.batch_size:,.1f}",
@@ -201,6 +156,28 @@ class MaskedTokens(Task):
     def check(cls, config: ml_collections.ConfigDict) -> None:
         """Refuses settings out of range; ValueError names the field."""
         check(config)
+
+    @classmethod
+    def open(
+        cls, config: ml_collections.ConfigDict, processes: Processes
+    ) -> tuple[ml_collections.ConfigDict, Tokens, starting.Start | None]:
+        """Checks the settings, opens tokens and the weights to start from.
+
+        Returns:
+          The settings, completed by what both tell; tokens; and what to start from, None without `init_from`.
+        """
+        cls.check(config)
+        trained, config = starting.load(config)
+        tokens = Tokens.open(config, processes)
+        start = None
+        if trained is not None:
+            start = starting.plan(trained, config, tokens)
+            tokens.batches.classes = start.data_classes
+            if processes.is_main:
+                print(f"config.init_from: {start.describe()}", file=sys.stderr)
+        names = start.class_names if start else tokens.data_classes
+        config = starting.with_classes(config, names)
+        return config, dataclasses.replace(tokens, class_names=names), start
 
     @classmethod
     def make_model(cls, config: ml_collections.ConfigDict, tokens: Tokens) -> nn.Module:
@@ -234,7 +211,8 @@ class MaskedTokens(Task):
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         codes = batch["codes"] if "codes" in batch else self._tokenize(batch["pixels"])
         loss, correct = self.backward(codes, *(batch[name] for name in self.loss_inputs))
-        norm = self.update(NAME, self.optimizer, self.learning_rate(step))
+        with self._rates.step() if self._rates else contextlib.nullcontext():
+            norm = self.update(NAME, self.optimizer, self.learning_rate(step))
         if self.average:
             self.average.update(self.model, step)
         self._count(loss, correct, batch, norm)
@@ -321,8 +299,8 @@ class MaskedTokens(Task):
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses settings out of range; ValueError names the field."""
-    check_common(config, defaults.get_config(), networks.MODELS)
-    settings.check_range(config, "num_class", 1)
+    check_common(config, defaults.get_config(), (*networks.MODELS, starting.AS_INIT))
+    settings.check_range(config, "num_class", 0)
 
 
 def check_common(
@@ -348,8 +326,15 @@ def check_common(
                  "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"):  # fmt: skip
         settings.check_range(config, name, 1)
     for name in ("label_drop_rate", "label_smoothing", "min_masking_rate", "polyak_decay",
-                 "data.eval_share"):  # fmt: skip
+                 "data.eval_share", "optimizer.init_lr_scale"):  # fmt: skip
         settings.check_range(config, name, 0, 1)
+    settings.check_range(config, "early_stop_evals", 0)
+    early_stop.check(config)
+    if config.parallel == "fsdp" and config.optimizer.init_lr_scale != 1:
+        raise ValueError(
+            f"config.optimizer.init_lr_scale is {config.optimizer.init_lr_scale} with config.parallel "
+            "'fsdp'; accepted: 1, or config.parallel 'ddp'"
+        )
     for name in ("lr", "weight_decay", "clip_norm", "warmup_steps", "lr_min"):
         settings.check_range(config, f"optimizer.{name}", 0)
 
@@ -368,17 +353,3 @@ def _check_sampling(
         pipeline.MaskGIT(model, tokenizer).decoding(**config.sampling.to_dict())
     except (TypeError, ValueError) as error:
         raise ValueError(f"config.sampling, config.tokenizer: {error}") from None
-
-
-def _load_tokenizer(config: ml_collections.ConfigDict, device: torch.device) -> nn.Module | None:
-    if bool(config.data.tokens) == bool(config.data.images):
-        raise ValueError(
-            "config.data: name either tokens (a folder of maskgit-tokenize) or images; found "
-            f"tokens={config.data.tokens!r}, images={config.data.images!r}"
-        )
-    if config.tokenizer:
-        tokenizer = load_any(config.tokenizer, pipeline.TOKENIZERS, device=device)
-        return tokenizer.requires_grad_(False)
-    if config.data.images:
-        raise ValueError("config.data.images needs config.tokenizer to make tokens of them")
-    return None

@@ -1,4 +1,4 @@
-"""The networks of a run: built from its settings, started from trained weights, and the work they take."""
+"""The networks of a run: built from its settings, and the work they take."""
 
 import copy
 import dataclasses
@@ -8,19 +8,16 @@ from collections.abc import Sequence
 import ml_collections
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from maskgit_pt import imagenet
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.mage import Mage
 from maskgit_pt.nets.maskgit_transformer import Transformer
-from maskgit_pt.pretrained import load_any
 from train.tasks.flops import count_saved_bytes
 
 MODELS = ("maskgit_transformer", "besnier_transformer")
-# Parameters with a row for every position, in either network.
-_POSITIONAL = ("embed.position_embeddings.weight", "pos_emb", "bias")
 
 
 def make_model(
@@ -72,51 +69,6 @@ def make_model(
         max_position_embeddings=num_tokens + 1,
         broadcast_dropout=sizes.broadcast_dropout,
     )
-
-
-def start_from(model: nn.Module, path: str) -> None:
-    """Copies trained weights into `model`, whose position embeddings may be more.
-
-    A table for fewer positions grows by bilinear interpolation over the image grid; the class's own
-    position is copied.
-
-    Raises:
-      ValueError: the weights are of another kind or size.
-    """
-    trained = load_any(path, [type(model)]).state_dict()
-    expected = model.state_dict()
-    for name, value in trained.items():
-        if name in expected and value.shape != expected[name].shape:
-            trained[name] = _grow(name, value, expected[name].shape, model, path)
-    try:
-        model.load_state_dict(trained)
-    except RuntimeError as error:
-        raise ValueError(f"config.init_from: {path} does not fit: {error}") from None
-
-
-def _grow(name: str, value: Tensor, shape: torch.Size, model: nn.Module, path: str) -> Tensor:
-    """A table [positions, D], or [1, positions, D], for a larger grid."""
-    old, new = _side(value.shape), _side(shape)
-    if name not in _POSITIONAL or value.shape[-1] != shape[-1] or not 0 < old < new:
-        larger = ", or a smaller square grid" if name in _POSITIONAL else ""
-        raise ValueError(
-            f"config.init_from: {path} does not fit: {name} has shape {list(value.shape)}; accepted: "
-            f"{list(shape)}{larger}"
-        )
-    table = value.view(-1, shape[-1])
-    class_is_last = isinstance(model, BesnierTransformer)
-    label, grid = (table[-1:], table[:-1]) if class_is_last else (table[:1], table[1:])
-    grid = grid.T.reshape(1, -1, old, old)  # [1, D, side, side]
-    grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=False)
-    grid = grid.flatten(2)[0].T  # [new * new, D]
-    return torch.cat([grid, label] if class_is_last else [label, grid]).reshape(shape)
-
-
-def _side(shape: torch.Size) -> int:
-    """Of the square grid behind a table with a row for each place and one for the class; 0: none."""
-    places = shape[-2] - 1 if len(shape) > 1 else 0
-    side = math.isqrt(max(places, 0))
-    return side if side**2 == places else 0
 
 
 def class_names(config: ml_collections.ConfigDict, found: Sequence[str]) -> list[str] | None:

@@ -70,9 +70,9 @@ def learning_rate(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Sets the rate of all groups."""
+    """Sets the rate of all groups; a group may have an "lr_scale" of its own."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("lr_scale", 1.0)
 
 
 @torch.no_grad()
