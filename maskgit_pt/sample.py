@@ -186,7 +186,7 @@ def fill(
         if processes.is_main:
             check_folder(asked.output)
             stack.enter_context(hold_folder(asked.output, "making samples", PATIENCE))
-        folder = SampleFolder(asked.output, described, asked.overwrite, processes)
+        folder = SampleFolder(asked.output, described, asked.overwrite, processes, model.classes)
         return _fill(job, model, processes, progress, folder, labels, edit, options)
 
 

@@ -21,9 +21,10 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from maskgit_pt.classes import Classes
 from maskgit_pt.files import atomic_file, refuse_models_and_runs, replacing, write_atomically
 from maskgit_pt.launch import Processes
-from maskgit_pt.utils import to_pil, visualize_images
+from maskgit_pt.utils import to_pil, visualize_images, with_row_titles
 
 SETTINGS_NAME, SAMPLES_NAME = "settings.json", "samples.npz"
 _GRID_ROWS, _GRID_COLUMNS = 16, 8
@@ -52,6 +53,7 @@ class SampleFolder:
         refused.
       overwrite: remove the samples that are there instead.
       processes: this process and its peers; the first one writes the settings, the others only look.
+      classes: what the classes are called, in the grid and in the samples' metadata; None: not known.
 
     Raises:
       ValueError: the folder holds samples of other settings, files of the same names that are no samples of
@@ -65,8 +67,10 @@ class SampleFolder:
         settings: dict[str, Any],
         overwrite: bool,
         processes: Processes,
+        classes: Classes | None = None,
     ):
         self.folder, self.processes = Path(folder), processes
+        self.classes = classes if classes is not None and classes.names else None
         if not processes.is_main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +109,8 @@ class SampleFolder:
         """
         info = PngImagePlugin.PngInfo()
         info.add_text("label", str(sample.label))
+        if self.classes is not None:
+            info.add_itxt("class", self.classes.name(sample.label))
         info.add_text("tokens", base64.b64encode(tokens.numpy().astype("<u2").tobytes()).decode())
         info.add_text("grid", f"{tokens.shape[0]}x{tokens.shape[1]}")
         picture = to_pil(image)
@@ -172,12 +178,14 @@ class SampleFolder:
         return decode
 
     def _save_grid(self, samples: list[Sample]) -> None:
-        """A row a class; with one sample of each, row by row."""
+        """A row a class, with its name before it; with one sample of each, row by row."""
         by_class: dict[int, list[Sample]] = {}
         for sample in samples:
             by_class.setdefault(sample.label, []).append(sample)
         rows = [row[:_GRID_COLUMNS] for row in by_class.values()]
+        titles = [self.classes.name(label) for label in by_class] if self.classes else []
         if all(len(row) == 1 for row in rows):
+            titles = []
             firsts = [row[0] for row in rows]
             rows = [firsts[i : i + _GRID_COLUMNS] for i in range(0, len(firsts), _GRID_COLUMNS)]
         rows = rows[:_GRID_ROWS]
@@ -187,7 +195,8 @@ class SampleFolder:
             images = [torch.from_numpy(self.load(s)).permute(2, 0, 1) / 255 for s in row]
             blank = [torch.ones_like(images[0])] * (columns - len(row))
             pictures += images + blank
-        grid = visualize_images(torch.stack(pictures), columns=columns)
+        grid = visualize_images(torch.stack(pictures), columns=columns, enlarge=True)
+        grid = with_row_titles(grid, titles[: len(rows)])
         with replacing(self.folder / "grid.png") as path:
             grid.save(path, "PNG")
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from maskgit_pt.utils import to_pil
+from maskgit_pt.utils import for_screen, to_pil
 
 _GAP = 2  # pixels between panels
 _KNOWN, _UNKNOWN = (20, 105, 30), (235, 235, 235)
@@ -30,8 +30,9 @@ def strip(masks: Tensor, images: Tensor) -> Image.Image:
 
     Args:
       masks: bool [S, h, w].
-      images: the decoded guesses [S, 3, H, H] in [0, 1].
+      images: the decoded guesses [S, 3, H, H] in [0, 1]; tiny ones are enlarged, see `utils.for_screen`.
     """
+    images = for_screen(images)
     S, size = len(images), images.shape[-1]
     picture = Image.new("RGB", (S * (size + _GAP) - _GAP, 2 * size + _GAP), "white")
     for step in range(S):
@@ -43,6 +44,7 @@ def strip(masks: Tensor, images: Tensor) -> Image.Image:
 
 def animation(masks: Tensor, images: Tensor) -> list[Image.Image]:
     """The columns of `strip`, mask and guess side by side, as frames."""
+    images = for_screen(images)
     size = images.shape[-1]
     frames = []
     for mask, image in zip(masks, images, strict=True):

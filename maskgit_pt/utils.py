@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from maskgit_pt.images import read_rgb
@@ -67,14 +69,33 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
 
 
-def visualize_images(images: Tensor, columns: int | None = None, padding: int = 2) -> Image.Image:
+_TITLE_SIZE, _TITLE_LETTERS = 16, 28  # of a row: pixels; at most
+SEEN = 96  # pixels along one side of an image that one can see well enough
+
+
+def screen_factor(side: int, least: int = SEEN) -> int:
+    """The whole factor by which an image of `side` pixels is to be enlarged so that it has `least`."""
+    return -(-least // side) if side < least else 1
+
+
+def for_screen(images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] as pictures show them: tiny ones enlarged by a whole factor, pixels as squares."""
+    factor = screen_factor(min(images.shape[-2:]))
+    return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
+def visualize_images(
+    images: Tensor, columns: int | None = None, padding: int = 2, enlarge: bool = False
+) -> Image.Image:
     """Lays images out as a grid.
 
     Args:
       images: [B, 3, H, W]; clipped to [0, 1].
       columns: images in a row; default: all of them, as official.
       padding: white pixels between images.
+      enlarge: whether tiny images are enlarged; see `for_screen`.
     """
+    images = for_screen(images) if enlarge else images
     B, _, H, W = images.shape
     columns = min(columns or B, B)
     rows = -(-B // columns)
@@ -84,6 +105,22 @@ def visualize_images(images: Tensor, columns: int | None = None, padding: int = 
         row, column = divmod(i, columns)
         grid.paste(to_pil(image), (column * (W + padding), row * (H + padding)))
     return grid
+
+
+def with_row_titles(grid: Image.Image, titles: Sequence[str]) -> Image.Image:
+    """A grid with text before each of its rows, which are of one height; without titles as it is."""
+    if not titles:
+        return grid
+    font = ImageFont.load_default(_TITLE_SIZE)
+    titles = [textwrap.shorten(title, _TITLE_LETTERS, placeholder="...") for title in titles]
+    width = round(max(font.getlength(title) for title in titles)) + 2 * _TITLE_SIZE
+    picture = Image.new("RGB", (width + grid.width, grid.height), "white")
+    picture.paste(grid, (width, 0))
+    pen = ImageDraw.Draw(picture)
+    for row, title in enumerate(titles):
+        middle = (row + 0.5) * grid.height / len(titles)
+        pen.text((width - _TITLE_SIZE, middle), title, fill="black", font=font, anchor="rm")
+    return picture
 
 
 def draw_image_with_bbox(image: Tensor, bbox: Bbox) -> Image.Image:

@@ -4,6 +4,7 @@ A task (`train.tasks.base.Task`) brings the networks, the batches and the step; 
 resuming, checkpoints, reports and a clean end.
 """
 
+import functools
 import json
 import signal
 import threading
@@ -161,7 +162,8 @@ def _rates(config: ml_collections.ConfigDict, task: Task, processes: Processes) 
         return Rates()
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     device = processes.device
-    return Rates(measured=matrix_rate(device, dtype), published=peak_of(device, dtype) or 0.0)
+    measure = functools.partial(matrix_rate, device, dtype)
+    return Rates(measure(), peak_of(device, dtype) or 0.0, measure)
 
 
 class _Asked(BaseException):

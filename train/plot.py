@@ -8,15 +8,22 @@ from typing import Any
 from absl import flags
 
 from maskgit_pt import command_line as cl
+from train import expected_curves, settings
+from train.expected_curves import Band, Expected
 from train.run.metrics import read_metrics
 from train.tasks.token_metrics import PREFIX
 
 PROGRAM = "maskgit-plot"
 USAGE = """
-maskgit-plot RUN [RUN ...] [--output=curves.png] [--smooth=0.9]
+maskgit-plot RUN [RUN ...] [--output=curves.png] [--smooth=0.9] [--expected=FILE]
+maskgit-plot RUN RUN [RUN ...] --record=FILE.json
 
 One picture with a panel for each metric, over steps, a line for each run. Losses at several mask ratios
 share a panel; what was measured on held-out tokens is dashed, in the panel of the same metric in training.
+
+Behind the curves of the first run stand those that are expected of its recipe, if its settings are the
+recorded ones: a grey band holds 95 % of the points of a run of another seed. --record makes such a file from
+the logs of runs that differ by their seed alone.
 """
 
 FLAGS = flags.FlagValues()
@@ -24,6 +31,11 @@ flags.DEFINE_string("output", None, "Picture; default: RUN/curves.png.", flag_va
 flags.DEFINE_float(
     "smooth", 0.0, "Weight of the past in a moving average, 0 to below 1.", 0.0, 0.9999, flag_values=FLAGS
 )  # fmt: skip
+flags.DEFINE_string("expected", None, "Recorded curves to draw; default: those of the project that belong to "
+                    "the run's settings; an empty --expected= for none.", flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_string(
+    "record", None, "Write what the runs have in common to this file.", flag_values=FLAGS
+)
 _RUNS: list[str] = []
 _WITH_HELD_OUT = ("loss", "accuracy", "loss_at_ratio")
 
@@ -38,21 +50,60 @@ def main() -> int:
     for run, lines in zip(runs, curves.values(), strict=True):
         if not lines:
             raise FileNotFoundError(f"{run}: no metrics.jsonl with any line in it")
+    if FLAGS.record is not None:
+        return _record(runs)
     output = Path(FLAGS.output or runs[0] / "curves.png")
     if output.suffix.lower() != ".png":
         raise cl.UsageError(f"--output={output}; accepted: the name of a .png file")
-    draw(curves, output, FLAGS.smooth)
+    expected, told = _expected(runs[0])
+    if told:
+        print(told)
+    if expected is not None:
+        print(
+            f"points of {runs[0]} in their bands: {expected.describe(next(iter(curves.values())))}"
+        )
+    draw(curves, output, FLAGS.smooth, expected.bands if expected else None)
     print(output)
     return 0
 
 
-def draw(curves: dict[str, list[dict[str, float]]], output: Path, smooth: float = 0.0) -> None:
+def _record(runs: list[Path]) -> int:
+    path = Path(FLAGS.record)
+    if path.suffix.lower() != ".json":
+        raise cl.UsageError(f"--record={path}; accepted: the name of a .json file")
+    expected = Expected.record(runs, path.stem)
+    if path.exists():
+        Expected.load(path)  # complains about any other file
+    expected.save(path)
+    print(f"{path}: {', '.join(expected.bands)} of the seeds {expected.seeds}")
+    return 0
+
+
+def _expected(run: Path) -> tuple[Expected | None, str]:
+    """The expected curves of a run, and a line about them."""
+    if FLAGS.expected == "" or not (run / settings.FILE_NAME).is_file():
+        return None, ""
+    if FLAGS.expected is None:
+        return expected_curves.find(run)
+    expected = Expected.load(Path(FLAGS.expected))
+    if told := expected.differences(run):
+        raise ValueError(f"{run} is not what {FLAGS.expected} was recorded of: {told}")
+    return expected, f"expected curves of {expected.recipe}, seeds {expected.seeds}"
+
+
+def draw(
+    curves: dict[str, list[dict[str, float]]],
+    output: Path,
+    smooth: float = 0.0,
+    bands: dict[str, Band] | None = None,
+) -> None:
     """Writes the picture.
 
     Args:
       curves: for each run its lines, see `metrics.read_metrics`.
       output: PNG file.
       smooth: see `--smooth`.
+      bands: of metrics, to be drawn behind the curves.
 
     Raises:
       ImportError: matplotlib is missing.
@@ -69,6 +120,10 @@ def draw(curves: dict[str, list[dict[str, float]]], output: Path, smooth: float 
     figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (title, names) in zip(axes, panels.items(), strict=False):
+        for name in names:
+            if bands and name in bands:
+                band, label = bands[name], "expected" if len(names) == 1 else None
+                axis.fill_between(band.steps, band.low, band.high, color="0.85", label=label)
         _draw_panel(axis, title, names, curves, smooth)
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -126,7 +181,7 @@ def _draw_panel(
     axis.set_title(title.replace("_", " "))
     axis.set_xlabel("steps")
     axis.grid(alpha=0.3)
-    if len(axis.lines) > 1:
+    if len(axis.lines) > 1 or axis.collections:
         axis.legend(fontsize="small")
 
 

@@ -188,6 +188,25 @@ def compare(config: ml_collections.ConfigDict, run: Path) -> None:
             )
 
 
+def deciding(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """The settings that decide the curves of a run.
+
+    All but the seed, the places of data, the precision, and those that a run may be continued with another
+    value of. Of these the number of steps and the interval that a point is a mean over stay.
+    """
+    flat = flatten(json.loads(config.to_json()))
+    flat |= {name: value for name, value in _CAME_LATER.items() if name not in flat}
+    anyhow = ("seed", "precision", "init_from", "data.split", "data.eval_share", "data.eval_tokens",
+              "eval_images", "eval_features", "inception_weights")  # fmt: skip
+    kept = ("num_train_steps", "log_every_steps")
+    found = {}
+    for name, value in flat.items():
+        free = name in (*MAY_CHANGE, *anyhow) or name.split(".")[0] in MAY_CHANGE
+        if name in kept or not free:
+            found[name] = value
+    return dict(sorted(found.items()))
+
+
 def keep(config: ml_collections.ConfigDict, run: Path) -> None:
     """Writes the settings into the run's folder, after `compare`."""
     compare(config, run)

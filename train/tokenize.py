@@ -333,7 +333,7 @@ def _save_preview(images: images_lib.Images, shards: TokenShards, encoder: Encod
     tokens = torch.from_numpy(shards.tokens(rows, np.zeros_like(rows)).astype(np.int64))
     rebuilt = encoder.decode(tokens.unflatten(1, shards.grid))
     pairs = torch.stack([originals, rebuilt], 1).flatten(0, 1)
-    picture = visualize_images(pairs, columns=min(8, 2 * count))
+    picture = visualize_images(pairs, columns=min(8, 2 * count), enlarge=True)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     write_file(path, buffer.getvalue())

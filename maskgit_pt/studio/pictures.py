@@ -5,7 +5,7 @@ from PIL import Image
 from torch import Tensor
 
 from maskgit_pt.editing import Crop
-from maskgit_pt.utils import to_pil
+from maskgit_pt.utils import screen_factor, to_pil
 
 LEAST, MOST = 160, 512  # pixels of an image on the page
 _GAP = 4
@@ -17,7 +17,7 @@ def shown_size(size: int) -> int:
     """The side in pixels at which an image of `size` pixels is shown: tiny ones are enlarged."""
     if size >= LEAST:
         return min(size, MOST)
-    return size * -(-LEAST // size)
+    return size * screen_factor(size, LEAST)
 
 
 def enlarge(image: Image.Image) -> Image.Image:

@@ -2,10 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from maskgit_pt import MaskGIT, Transformer
+from maskgit_pt import MaskGIT, Transformer, sample
+from maskgit_pt.command_line import run
 from maskgit_pt.imagenet import classes_of, stored_names, wordnet_ids
+from maskgit_pt.utils import for_screen, screen_factor
 
 CLOTHES = ["Ankle boot", "Bag", "Sandal", "T-shirt/top", "0-9"]
 
@@ -119,3 +124,30 @@ def test_hostile_configurations(tiny_transformer, tmp_path, name, value, message
         Transformer.from_pretrained(tmp_path)
     assert message in str(error.value) and str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_samples_by_name_and_the_names_in_the_grid(named, tmp_path, capsys):
+    named.save_pretrained(tmp_path / "model")
+    output = tmp_path / "samples"
+    args = [f"--model={tmp_path / 'model'}", "--labels=Sandal,bag", "--num_samples=4", "--steps=1"]
+    args += ["--device=cpu", "--threads=1", "--nonpz", f"--output={output}"]
+    assert run(sample.main, sample.FLAGS, sample.PROGRAM, sample.USAGE, args) == 0
+    with Image.open(output / "class0002_000000.png") as picture:
+        assert picture.size == (16, 16) and picture.info["class"] == "Sandal"
+    with Image.open(output / "grid.png") as grid:
+        titles = grid.width - (2 * 98 - 2)
+        assert 40 < titles < 150 and grid.height == 2 * 98 - 2
+        text = np.asarray(grid.convert("L"))[:, :titles]
+        assert (text[:96] < 100).any() and (text[98:] < 100).any()  # both rows say something
+    args[1] = "--labels=sandels"
+    assert run(sample.main, sample.FLAGS, sample.PROGRAM, sample.USAGE, args) == 1
+    assert "--labels: label 'sandels' is no class of this model (near it: sandal)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_tiny_images_are_enlarged_by_whole_factors():
+    assert [screen_factor(side) for side in (8, 28, 64, 96, 256)] == [12, 4, 2, 1, 1]
+    image = torch.rand(1, 3, 28, 28)
+    assert for_screen(image).shape == (1, 3, 112, 112)
+    assert for_screen(image)[..., ::4, ::4].equal(image)

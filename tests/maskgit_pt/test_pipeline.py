@@ -41,7 +41,7 @@ def test_generate(model, sampler):
     assert torch.equal(alone.images[0], result.images[1])
     pictures = model.tokens_to_images(result.guesses[0])
     S = result.masks.shape[1]
-    assert strip(result.masks[0], pictures).size == (18 * S - 2, 34)
+    assert strip(result.masks[0], pictures).size == (98 * S - 2, 194)
     assert len(animation(result.masks[0], pictures)) == S
 
 

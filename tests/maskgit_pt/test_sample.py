@@ -48,7 +48,7 @@ def test_files(tmp_path, capsys):
     pictures = {f"class000{label}_00000{index}.png" for label, index in samples}
     extra = {"grid.png", "samples.npz", "tokens.npy", "settings.json"}
     assert set(files(tmp_path)) == pictures | extra
-    assert Image.open(tmp_path / "grid.png").size == (3 * 18 - 2, 2 * 18 - 2)
+    assert Image.open(tmp_path / "grid.png").size == (3 * 98 - 2, 2 * 98 - 2)
     with np.load(tmp_path / "samples.npz") as arrays:
         images, labels = arrays["arr_0"], arrays["arr_1"]
     assert images.shape == (5, 16, 16, 3) and images.dtype == np.uint8
@@ -62,7 +62,7 @@ def test_files(tmp_path, capsys):
 
 def test_grid_of_one_sample_a_class(tmp_path):
     assert call("--labels=all", "--num_samples=10", "--steps=1", f"--output={tmp_path}") == 0
-    assert Image.open(tmp_path / "grid.png").size == (8 * 18 - 2, 2 * 18 - 2)
+    assert Image.open(tmp_path / "grid.png").size == (8 * 98 - 2, 2 * 98 - 2)
 
 
 def test_a_sample_depends_on_its_index_alone(tmp_path):
@@ -182,7 +182,7 @@ def test_edit(tmp_path):
     assert not changed[:, :100].any() and not changed[:100].any()
     with Image.open(tmp_path / "class0004_000001_steps.gif") as animation:
         assert 1 < animation.n_frames <= 10  # steps 2 to 11; equal frames are one
-    assert Image.open(tmp_path / "class0004_000001_steps.png").size == (10 * 18 - 2, 34)
+    assert Image.open(tmp_path / "class0004_000001_steps.png").size == (10 * 98 - 2, 2 * 98 - 2)
 
 
 def test_edit_with_mask_and_extension(tmp_path):

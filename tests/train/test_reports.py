@@ -55,8 +55,13 @@ def test_no_share_is_above_one():
     """A rate measured while other programs ran is replaced by what training itself reaches."""
     rates = reports.Rates(measured=100.0)
     assert rates.shares(50.0) == {"matrix_share": 0.5}
-    assert rates.shares(110.0) == {"matrix_share": 1.0}
-    assert rates.shares(55.0) == {"matrix_share": 0.5}
+    assert rates.shares(110.0) == {"matrix_share_at_most": 1.0}
+    assert rates.shares(55.0) == {"matrix_share_at_most": 0.5}
+    again = iter([150.0, 120.0])  # a quiet moment, and one that is not
+    rates = reports.Rates(measured=100.0, published=140.0, measure=lambda: next(again))
+    assert rates.shares(120.0) == {"mfu": 120 / 140, "matrix_share": 0.8}
+    assert rates.shares(160.0) == {"matrix_share_at_most": 1.0}  # nor is 140 this card's peak
+    assert rates.shares(80.0) == {"matrix_share_at_most": 0.5}
     assert reports.Rates().shares(1.0) == {}
 
 

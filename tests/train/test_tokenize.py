@@ -93,7 +93,7 @@ def test_content(pictures, tmp_path, capsys):
                 tokens = tokenizer.encode_to_indices(batch).flatten(1)
             np.testing.assert_array_equal(shards.tokens([row], [number]), tokens)
     picture = Image.open(tmp_path / "preview.png")
-    assert picture.size == (8 * 18 - 2, 4 * 18 - 2)  # 16 pairs
+    assert picture.size == (8 * 98 - 2, 4 * 98 - 2)  # 16 pairs, of 16 px and enlarged
     assert call(pictures, tmp_path / "plain", "--crops=1", "--crop=center", "--preview=0") == 0
     assert "preview.png" not in files(tmp_path / "plain")
 

@@ -308,7 +308,9 @@ class Autoencoding(Task):
         with torch.inference_mode():
             images = self.batches[0]["pixels"][:count].to(self.processes.device).float() / 255
             both = torch.cat([images, tokenizer(images).clamp(0, 1)])
-        return {"reconstructions": utils.visualize_images(both.cpu(), columns=len(images))}
+        return {
+            "reconstructions": utils.visualize_images(both.cpu(), columns=len(images), enlarge=True)
+        }
 
 
 def _is_adversarial(config: ml_collections.ConfigDict) -> bool:

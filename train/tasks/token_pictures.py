@@ -20,7 +20,7 @@ def samples(model: pipeline.MaskGIT, config: ml_collections.ConfigDict) -> Image
     if classes < count:
         labels = [i % classes for i in range(count)]
     result = model.generate(labels, seed=config.seed, **config.sampling.to_dict())
-    return utils.visualize_images(result.images, columns=min(8, count))
+    return utils.visualize_images(result.images, columns=min(8, count), enlarge=True)
 
 
 @torch.inference_mode()
@@ -46,4 +46,4 @@ def filled_in(
     visible = (~masked).view(grid)[:, None].repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     seen = torch.where(visible.cpu(), whole, 0.5)
     rows = torch.cat([whole, seen, model.tokens_to_images(guess.view(grid))])
-    return utils.visualize_images(rows, columns=len(codes))
+    return utils.visualize_images(rows, columns=len(codes), enlarge=True)
