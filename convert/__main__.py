@@ -10,6 +10,7 @@ from convert import api, formats, inspection
 from convert.checkpoint import WEIGHTS
 from convert.files import dtypes
 from maskgit_pt import command_line, hub
+from maskgit_pt.nets.self_guidance import GELUS
 
 PROGRAM = "maskgit-convert"
 USAGE = """\
@@ -78,6 +79,14 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
+flags.DEFINE_enum(
+    "gelu",
+    None,
+    GELUS,
+    "Which GELU a network with a self-guidance module (UnlockMGM) runs with, for its config.json. Not given: "
+    "erf, as its authors run it; Google's is tanh.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "push",
     None,
@@ -134,6 +143,7 @@ def main() -> None:
             num_codes=FLAGS.num_codes,
             weights=FLAGS.weights,
             pixels=FLAGS.pixels,
+            gelu=FLAGS.gelu,
             safetensors=FLAGS.safetensors,
             progress=progress,
         )

@@ -113,6 +113,7 @@ def convert(
     num_codes: int | None = None,
     weights: str | None = None,
     pixels: int | None = None,
+    gelu: str | None = None,
     safetensors: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Summary:
@@ -131,6 +132,8 @@ def convert(
       weights: "ema" or "raw", for input that holds both.
       pixels: side of the images that a tokenizer was trained on, for its configuration; None: as its
         published file is named.
+      gelu: "erf" or "tanh": with which form a network with a self-guidance module runs, for its
+        configuration; None: as its authors run it, erf.
       safetensors: write another project's format as a safetensors file instead of PyTorch's.
       progress: called with the bytes written or verified since the last call, and with all.
 
@@ -151,6 +154,11 @@ def convert(
     source = found.open(given)
     if pixels is not None:
         infer.note_pixels(source.kind, source.config, input.name, pixels)
+    if source.kind not in writer.KINDS:
+        source = source.frozen_part() or source
+    if gelu is not None:
+        infer.note_gelu(source.kind, source.config, gelu)
+        source.notes = [note for note in source.notes if note != infer.GELU_NOTE]
     check_output(output, writer.IS_FOLDER, overwrite, not writer.WHOLE_FOLDER)
     verify = verify and writer.READS
     total = (1 + verify) * source.size(dtype)

@@ -1,16 +1,19 @@
 """What every format is read into: tensors under their official names, and what model they make."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
-from convert import rules
+from convert import infer, rules
 from convert.files import dtypes
+from convert.files.tensors import rows_that_differ
 from convert.rows import Outgoing
 
 WEIGHTS = ("ema", "raw")
+_MODULE = "self_guidance"  # begins the names of what is not frozen
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,31 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
     origin: dict = field(default_factory=dict)
     release: Callable[[], None] = lambda: None
+
+    def frozen_part(self) -> "Checkpoint | None":
+        """The model that this one holds, frozen, without what was trained on top of it; None for others."""
+        part = rules.frozen_part(self.kind, self.config)
+        if part is None:
+            return None
+        kept = {n: t for n, t in self.tensors.items() if not n.startswith(f"{_MODULE}/")}
+        head = self.tensors[f"{_MODULE}/head/weight"]
+        embeddings = kept["params/Embed_0/word_embeddings/embedding"]
+        note = (
+            f"took the frozen {part[0]} alone, which Google's code runs with the tanh GELU; left out: "
+            f"{len(self.tensors) - len(kept) - 1} tensors of the module and the head's copy of the embeddings"
+        )
+        alike = head.dtype == embeddings.dtype
+        if differing := rows_that_differ(head, embeddings) if alike else len(head):
+            note += f", which differs from them in {differing:,} rows: this predicts otherwise"
+        return dataclasses.replace(
+            self,
+            kind=part[0],
+            config=part[1],
+            tensors=kept,
+            chunks={name: counts for name, counts in self.chunks.items() if name in kept},
+            notes=[note for note in self.notes if note != infer.GELU_NOTE] + [note],
+            origin={},
+        )
 
     @property
     def parameters(self) -> int:

@@ -16,6 +16,7 @@ from maskgit_pt.configs import vqgan_config
 from maskgit_pt.nets import mage
 from maskgit_pt.nets.halton_transformer import PUBLISHED_HEADS
 from maskgit_pt.nets.layers import GROUPNORM_GROUPS
+from maskgit_pt.nets.self_guidance import GELUS
 
 # What weights do not show, so that only the stated configuration can tell.
 _NOT_IN_WEIGHTS = {
@@ -42,10 +43,14 @@ _NOT_IN_WEIGHTS = {
     "tokenizer_fingerprint",
     "decoder_num_heads",
     "norm_groups",
+    "gelu",
 }
 DEFAULT_HEADS = 16  # of Google's and of Besnier & Chen's models
 DEFAULT_CODES = 1024
 
+_TRANSFORMERS = (
+    "transformer", "besnier_transformer", "halton_transformer", "mage", "self_guided_transformer",
+)  # fmt: skip
 _MAX_LEVELS = 8
 MAGE_MIDDLE_BLOCKS = 2  # of its tokenizer, whatever the level
 MAX_MODULES = 1000  # layers or blocks; Google's models have 24
@@ -217,10 +222,29 @@ def note_pixels(kind: str, config: dict, file: str, pixels: int | None) -> None:
         config["vqvae"]["pixels"] = pixels
 
 
+GELU_NOTE = (
+    "runs with the erf GELU, as its authors run it and trained the module; Google's is the tanh form "
+    "(--gelu=tanh)"
+)
+
+
+def note_gelu(kind: str, config: dict, gelu: str) -> None:
+    """Notes in a configuration with which GELU the network runs, which the weights do not show.
+
+    Raises:
+      ValueError: another kind of model, or of GELU.
+    """
+    if "gelu" not in config:
+        raise ValueError(f"--gelu is for networks with a self-guidance module, this is a {kind}")
+    if gelu not in GELUS:
+        raise ValueError(f"--gelu is {gelu!r}; accepted: {', '.join(GELUS)}")
+    config["gelu"] = gelu
+
+
 def resolution(kind: str, config: dict) -> str:
     """What the model is for, in pixels: "256 x 256", "any multiple of 16"; of transformers that do not tell
     and were not published so, "unknown, 7 x 7 tokens an image"."""
-    if kind in ("transformer", "besnier_transformer", "halton_transformer", "mage"):
+    if kind in _TRANSFORMERS:
         if config.get("image_size"):
             return f"{config['image_size']} x {config['image_size']}"
         tokens = config.get("num_tokens") or config["max_position_embeddings"] - 1
@@ -243,6 +267,7 @@ def resolution(kind: str, config: dict) -> str:
 _PUBLISHED_TOKENS = (256, 576, 1024)
 _PUBLISHED_IDS = {
     "transformer": ("vocab_size", 2025),
+    "self_guided_transformer": ("vocab_size", 2025),
     "besnier_transformer": ("num_codes", 1024),
     "halton_transformer": ("num_codes", 16384),
 }
@@ -294,6 +319,13 @@ def _transformer(shapes: _Shapes, *_: object) -> dict:
         "intermediate_size": shapes.get(f"{layer}/Mlp_0/intermediate_output/kernel", 2)[1],
         "max_position_embeddings": shapes.get("params/Embed_0/position_embeddings/embedding", 2)[0],
     }
+
+
+def _self_guided(shapes: _Shapes, *_: object) -> dict:
+    classes, factors = (
+        shapes.get(f"self_guidance/class_anchor/{name}/weight", 2) for name in ("mlp_c", "mlp_f")
+    )
+    return _transformer(shapes) | {"num_classes": classes[0], "tg_factor": factors[1]}
 
 
 def _tokenizer(shapes: _Shapes, *_: object) -> dict:
@@ -571,6 +603,12 @@ KINDS = {
         re.compile(r"params/(Embed_0|TransformerLayer_\d+|MlmLayer_0)/"),
         re.compile(r"(embed|layers|mlm_layer)\."),
         _transformer,
+        "embed.word_embeddings.weight",
+    ),
+    "self_guided_transformer": Kind(
+        re.compile(r"(params/(Embed_0|TransformerLayer_\d+|MlmLayer_0)|self_guidance)/"),
+        re.compile(r"(embed|layers|mlm_layer|guidance|head)\."),
+        _self_guided,
         "embed.word_embeddings.weight",
     ),
     "tokenizer": Kind(

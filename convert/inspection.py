@@ -121,6 +121,14 @@ PUBLISHED = (
         | {"decoder_hidden_size": 1024, "vqvae": _MAGE_TOKENIZER},
         "MAGE mage-vitl-1600.pth",
     ),
+    *(
+        Published(
+            "self_guided_transformer",
+            _GOOGLE_TRANSFORMER | {"max_position_embeddings": positions, "num_classes": 1000},
+            f"UnlockMGM_imagenet_{pixels}.zip",
+        )
+        for pixels, positions in {256: 257, 512: 1025}.items()
+    ),
     Published("llamagen_vq", {}, "LlamaGen vq_ds16_c2i.pt"),
     Published("llamagen_vq", {"channel_multipliers": [1, 2, 2, 4]}, "LlamaGen vq_ds8_c2i.pt"),
     Published(

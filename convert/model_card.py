@@ -11,6 +11,10 @@ _OTHERS = {
     "taming_vqgan": _BESNIER,
     "halton_transformer": ("Halton-MaskGIT", "https://arxiv.org/abs/2503.17076"),
     "mage": ("MAGE", "https://arxiv.org/abs/2211.09117"),
+    "self_guided_transformer": (
+        "MaskGIT with self-guidance (UnlockMGM)",
+        "https://arxiv.org/abs/2410.13136",
+    ),
     "llamagen_vq": ("LlamaGen's VQ tokenizer", "https://arxiv.org/abs/2406.06525"),
 }
 

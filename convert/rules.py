@@ -26,6 +26,7 @@ from maskgit_pt.nets.halton_transformer import HaltonTransformer
 from maskgit_pt.nets.llamagen_vq import LlamaGenVQ
 from maskgit_pt.nets.mage import Mage
 from maskgit_pt.nets.maskgit_transformer import Transformer
+from maskgit_pt.nets.self_guidance import SelfGuidedTransformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from maskgit_pt.pretrained import PretrainedMixin, without_values
@@ -39,7 +40,10 @@ MODEL_CLASSES = {
     "halton_transformer": HaltonTransformer,
     "llamagen_vq": LlamaGenVQ,
     "mage": Mage,
+    "self_guided_transformer": SelfGuidedTransformer,
 }
+# Models that hold another one, frozen: kind -> kind within it, and settings that only the whole has.
+_FROZEN_PARTS = {"self_guided_transformer": ("transformer", ("num_classes", "tg_factor", "gelu"))}
 # Models that come from PyTorch: their official names are those of the published files, which ours
 # are too, and nothing is transformed.
 FROM_PYTORCH = ("besnier_transformer", "taming_vqgan", "halton_transformer", "llamagen_vq", "mage")
@@ -215,6 +219,14 @@ def _target(kind: str, config_json: str) -> tuple[dict[str, Shape], list[Piece],
 def model_type(kind: str) -> str:
     """What `config.json` calls this kind."""
     return getattr(MODEL_CLASSES[kind], "model_type", f"maskgit_{kind}")
+
+
+def frozen_part(kind: str, config: dict) -> tuple[str, dict] | None:
+    """Kind and configuration of the model that one holds, frozen; None if it holds none."""
+    if kind not in _FROZEN_PARTS:
+        return None
+    part, own = _FROZEN_PARTS[kind]
+    return part, {name: value for name, value in config.items() if name not in own}
 
 
 def build(kind: str, config: dict) -> nn.Module:

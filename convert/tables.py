@@ -58,6 +58,8 @@ _NORM = {
 } | _BIAS
 _QKV = {"weight": ("params", "kernel", QKV_KERNEL), "bias": ("params", "bias", QKV_BIAS)}
 _OUT = {"weight": ("params", "kernel", OUT_KERNEL)} | _BIAS
+# Of the self-guidance module, which comes from PyTorch: only its names are those of a tree.
+_MODULE = {leaf: ("self_guidance", leaf, IDENTITY) for leaf in ("weight", "bias")}
 _CODEBOOK = {"codebook": ("params", "codebook", IDENTITY)}
 
 # {i}: any number; {i+1}: one more; {norm}: GroupNorm, LayerNorm or BatchNorm;
@@ -116,3 +118,15 @@ TABLES = {
         ("dense1", "Dense_1", _DENSE),
     ],
 }
+# Google's transformer, frozen, and what was trained on top of it.
+TABLES["self_guided_transformer"] = [
+    *TABLES["transformer"],
+    ("head", "head", _MODULE),
+    ("guidance", "top_down", {"top_down_transform": ("self_guidance", "transform", IDENTITY)}),
+    *(
+        (f"guidance.cls_anchor_gen.{part}", f"class_anchor/{part}", _MODULE)
+        for part in ("mlp_p", "mlp_c", "mlp_f", "mlp_t", "layer_norm")
+    ),
+    ("guidance.decoders.{i}.linear", "decoder_{i}/linear", _MODULE),
+    ("guidance.decoders.{i}.linear2", "decoder_{i}/linear2", _MODULE),
+]

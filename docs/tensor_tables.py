@@ -10,8 +10,11 @@ from convert.formats.format import own_rows
 from convert.rows import Rows
 from maskgit_pt import VQVAE, Transformer
 from maskgit_pt.configs import vqgan_config
+from maskgit_pt.nets.self_guidance import SelfGuidedTransformer
 
-_LATER = re.compile(r"\.(res_blocks|layers|block|upsample_convs|down|up|mid)\.[1-9]\d*\b")
+_LATER = re.compile(
+    r"\.(res_blocks|layers|transformer_layers|block|upsample_convs|down|up|mid)\.[1-9]\d*\b"
+)
 
 
 def table(rows: Rows, title: str) -> str:
@@ -25,13 +28,17 @@ def table(rows: Rows, title: str) -> str:
 
 
 def published() -> dict[str, tuple[str, dict]]:
-    """Google's models: heading -> kind and configuration."""
+    """Google's models, and one on top of them: heading -> kind and configuration."""
     with torch.device("meta"):
         transformer = Transformer(2025, 768, 24, 16, max_position_embeddings=257)
+        self_guided = SelfGuidedTransformer(
+            2025, num_hidden_layers=24, num_attention_heads=16, max_position_embeddings=257
+        )
         tokenizer = VQVAE(vqgan_config.get_config())
     return {
         "Google's transformer": ("transformer", transformer.to_config()),
         "Google's tokenizer": ("tokenizer", tokenizer.to_config()),
+        "UnlockMGM's transformer": ("self_guided_transformer", self_guided.to_config()),
     }
 
 

@@ -389,13 +389,13 @@ class MaskGIT(HubMixin):
             raise ValueError(
                 f"embedding_noise is {noise}; accepted with a {type(self.transformer).__name__}: 0"
             )
-        guidance = getattr(sampler, "self_guidance", 0.0)
-        if guidance and not isinstance(self.transformer, SelfGuidedTransformer):
+        self_guided = any(_self_guidance(sampler))
+        if self_guided and not isinstance(self.transformer, SelfGuidedTransformer):
             raise ValueError(
-                f"self_guidance is {guidance}; accepted with a {type(self.transformer).__name__}, which "
-                "has no module for it: 0"
+                f"self_guidance is {sampler.self_guidance}; accepted with a "
+                f"{type(self.transformer).__name__}, which has no module for it: 0"
             )
-        if guidance and options.guidance:
+        if self_guided and any(weights):
             raise ValueError("guidance and self_guidance exclude each other: one of them must be 0")
         return options
 
@@ -517,7 +517,7 @@ class MaskGIT(HubMixin):
     ) -> Tensor:
         """Logits [B, n, K] of one step, guided, scaled and divided by the temperature."""
         weight = options.guidance_weights(self.num_tokens)[step]
-        drawn = self._drawn_inputs(options, noise, tokens)
+        drawn = self._drawn_inputs(options, noise, tokens, step)
         # On a CPU one sample at a time: as fast, and a sample's last bits do not hang on its neighbours.
         size = 1 if self.device.type == "cpu" else len(tokens)
         logits = [
@@ -534,12 +534,14 @@ class MaskGIT(HubMixin):
         logits = logits if scale == 1.0 else logits * scale
         return logits if temperature == 1.0 else logits / temperature
 
-    def _drawn_inputs(self, options: Decoding, noise: Noise, tokens: Tensor) -> dict[str, Tensor]:
-        """What a network takes beside tokens and labels in every step, one row a sample."""
+    def _drawn_inputs(
+        self, options: Decoding, noise: Noise, tokens: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """What a network takes beside tokens and labels in a step, one row a sample."""
         drawn = {}
         if getattr(self.transformer, "latent_features", 0):
             drawn["latent"] = noise.uniform((len(tokens), 1), self.device)[:, 0]
-        if scale := getattr(options.sampler, "self_guidance", 0.0):
+        if scale := _self_guidance(options.sampler)[step]:
             drawn["self_guidance"] = torch.full((len(tokens),), scale, device=self.device)
         if level := getattr(options.sampler, "embedding_noise", 0.0):
             shape = (*tokens.shape, self.transformer.to_config()["hidden_size"])
@@ -590,6 +592,12 @@ class MaskGIT(HubMixin):
     def prepare_edit(self, image: Any, **what: Any) -> editing.Edit:
         """What `edit` works out of its arguments before anything is generated; see `editing.prepare`."""
         return editing.prepare(self, image, **what)
+
+
+def _self_guidance(sampler: samplers.Sampler) -> list[float]:
+    """The scale of self-guidance in every step; 0 for samplers without it."""
+    self_guided = isinstance(sampler, samplers.SelfGuidanceSampler)
+    return sampler.scales() if self_guided else [0.0] * sampler.steps
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -63,9 +63,16 @@ def read_image(
     return torch.from_numpy(np.float32(image) / 255.0).permute(2, 0, 1)
 
 
-def to_pil(image: Tensor) -> Image.Image:
-    """Clips [3, H, W] to [0, 1], rounds to 8 bits and returns a Pillow image."""
-    array = image.detach().float().clamp(0, 1).mul(255).round().byte()
+def to_pil(image: Tensor, truncate: bool = False) -> Image.Image:
+    """Clips [3, H, W] to [0, 1], rounds to 8 bits and returns a Pillow image.
+
+    With `truncate` it rounds down, on a detour over [-1, 1], as the code of open-muse and UnlockMGM does.
+    """
+    image = image.detach().float()
+    if truncate:
+        array = (((2 * image - 1).clamp(-1, 1) + 1) / 2 * 255).byte()
+    else:
+        array = image.clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
 
 

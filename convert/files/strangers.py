@@ -1,10 +1,10 @@
 """What a file is that is no checkpoint, told from its first bytes: failed downloads, mostly."""
 
-import zipfile
 from pathlib import Path
 
+from convert.files.archive import directory
+
 HEAD_BYTES = 512
-_MAX_ZIP = 2**24  # zipfile holds the directory of any size in memory
 
 # First bytes -> what the file is.
 _SIGNATURES = {
@@ -79,16 +79,11 @@ def _describe_folder(path: Path) -> str:
 
 
 def _describe_zip(path: Path) -> str:
-    if path.stat().st_size > _MAX_ZIP:
-        return "a zip archive"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
-        return "a damaged zip archive"
-    if any(name.endswith(".npy") for name in names):
-        return "a NumPy archive (.npz)"
-    return "a zip archive"
+    with open(path, "rb") as file:
+        names = directory(file)
+    if not names:
+        return "a damaged zip archive (truncated?)"
+    return "a NumPy archive (.npz)" if b".npy" in names else "a zip archive"
 
 
 def _describe_text(head: bytes) -> str | None:

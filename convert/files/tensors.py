@@ -68,6 +68,23 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def rows_that_differ(a: Tensor, b: Tensor) -> int:
+    """How many rows of two matrices differ bit by bit, without memory for more than a few of them.
+
+    Raises:
+      ValueError: they have another shape or dtype.
+    """
+    if a.shape != b.shape or a.dtype != b.dtype:
+        raise ValueError(f"{a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)} do not compare")
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+        return 0
+    count = 0
+    for parts in zip(a.split(1024), b.split(1024), strict=True):
+        bits = [part.contiguous().view(torch.uint8) for part in parts]
+        count += int((bits[0] != bits[1]).any(-1).sum())
+    return count
+
+
 def as_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, not copied."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())

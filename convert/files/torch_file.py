@@ -20,6 +20,7 @@ import torch
 import torch.utils.serialization.config  # else torch.load imports it in every process that tries
 
 from convert.files import limited
+from convert.files.archive import directory
 from convert.files.flax_scanner import printable
 from convert.files.pickle_names import Name, Refused, acts, makes_numbers, names_in, stand_ins
 from convert.files.tensors import release_pages
@@ -30,6 +31,7 @@ _MAGIC = (
         rb"\x80[\x02-\x05](\x95\x0d\0{7})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL
     )
 )
+_MEMBER = re.compile(rb"/(data\.pkl|data/\d+|version|byteorder|\.format_version)$")
 _LEGACY_PICKLES = 5  # magic number, protocol, machine, object, keys of the storages
 _BLOCKED = ("os", "sys")  # modules that torch.load refuses by name
 
@@ -57,11 +59,12 @@ def is_torch_file(path: Path, head: bytes) -> bool:
         return True
     if not head.startswith(b"PK\x03\x04"):
         return False
-    if any(name in head for name in (b"/data.pkl", b"/data/", b"/version", b"/byteorder")):
+    # The first member; what follows can be a file of PyTorch's in another archive.
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    if _MEMBER.search(name):
         return True
     with open(path, "rb") as file:  # repacked by others: the directory stands at the end
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 2**20))
-        return b"/data.pkl" in file.read()
+        return b"/data.pkl" in directory(file)
 
 
 def read(path: Path) -> TorchFile:
@@ -118,8 +121,8 @@ def _names_of(file: BinaryIO) -> list[Name]:
         data, pickles = file.read(MAX_PICKLE_BYTES), _LEGACY_PICKLES
     else:
         try:
-            with zipfile.ZipFile(file) as archive:
-                data = _check_archive(archive, os.fstat(file.fileno()).st_size)
+            with zipfile.ZipFile(file) as opened:
+                data = _check_archive(opened, os.fstat(file.fileno()).st_size)
         except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, KeyError) as error:
             text = printable(str(error)[:100])
             raise ValueError(f"its zip archive is damaged or truncated: {text}") from None

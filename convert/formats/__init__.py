@@ -16,6 +16,7 @@ from convert.formats import (
     orbax,
     safetensors,
     taming,
+    unlockmgm,
 )
 from convert.formats import titok as titok_format
 from convert.formats.format import Format
@@ -26,6 +27,7 @@ FORMATS: tuple[Format, ...] = (
     flax.FORMAT,
     hmorimitsu.FORMAT,
     open_muse.FORMAT,
+    unlockmgm.FORMAT,
     titok_format.FORMAT,
     maskbit.FORMAT,
     mage.FORMAT,

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from convert import flax_msgpack
@@ -14,6 +15,9 @@ from convert.files.strangers import HEAD_BYTES, describe_stranger
 from convert.files.tensors import MappedFile
 from convert.formats.state_dicts import Contents, StateDict, contents, describe, flax_contents
 from convert.rules import abbreviate
+from maskgit_pt.pretrained import CONFIG_NAME, read_config
+
+_MAX_CONFIG_BYTES = 2**20
 
 ACCEPTED = (
     "folders with config.json and model.safetensors, .safetensors files, Google's Flax files, "
@@ -36,10 +40,14 @@ class Container:
       things: class -> number of objects that nobody looked into.
       metadata: of safetensors.
       chunks: of Flax, tensor -> elements per chunk.
-      folder: the folder that was named instead of the file, else None.
+      folder: the folder that was named instead of the file, else None; of an archive, where its files are
+        unpacked.
+      archive: the zip archive that was named, else None.
+      averaged: whether the weights are a moving average by the name of their folder.
       files: the files that hold the tensors, if `path` does not.
       compressed: whether the numbers may take more than the files.
       release: gives memory back that reading took.
+      unpacked: what an archive was unpacked into; removed when nobody has it any more.
     """
 
     path: Path
@@ -52,9 +60,17 @@ class Container:
     metadata: dict[str, str] = field(default_factory=dict)
     chunks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     folder: Path | None = None
+    archive: Path | None = None
+    averaged: bool = False
     files: tuple[Path, ...] = ()
     compressed: bool = False
     release: Callable[[], None] = lambda: None
+    unpacked: TemporaryDirectory | None = None
+
+    @property
+    def source(self) -> Path:
+        """The file that the weights come from, the archive for what was unpacked."""
+        return self.archive or self.path
 
     @property
     def size(self) -> int:
@@ -188,6 +204,25 @@ def _open_orbax(path: Path) -> Container:
     from convert.formats.orbax import open_orbax  # imports what this module defines
 
     return open_orbax(path)
+
+
+def config_beside(container: Container) -> dict:
+    """The `config.json` in the folder that was named, beside the weights; {} if there is none.
+
+    Raises:
+      ValueError: it is no JSON object, or too large.
+    """
+    path = container.path.parent / CONFIG_NAME
+    if container.folder is None or not path.is_file():
+        return {}
+    return read_small_config(path)
+
+
+def read_small_config(path: Path) -> dict:
+    """Reads a `config.json`; ValueError: see `config_beside`."""
+    if (size := path.stat().st_size) > _MAX_CONFIG_BYTES:
+        raise ValueError(f"{path}: {size:,} bytes; accepted: {_MAX_CONFIG_BYTES:,}")
+    return read_config(path)
 
 
 class Packing(NamedTuple):

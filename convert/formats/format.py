@@ -33,7 +33,7 @@ from convert.formats.container import Container
 from convert.formats.state_dicts import StateDict
 from convert.rows import Observe, Outgoing, Row, Rows
 from convert.rules import Piece, abbreviate
-from convert.tables import CONV, IDENTITY
+from convert.tables import CONV, DENSE, IDENTITY
 from maskgit_pt.pretrained import ABOUT
 
 _MAX_SPREAD = 64  # times the file: slices of fused tensors have gaps
@@ -167,7 +167,7 @@ class Format:
         found = {piece.official: piece.to_official(stored[piece.torch]) for piece in pieces}
         order, chunks = self.official_layout(container, found)
         return Checkpoint(
-            container.path,
+            container.source,
             kind,
             config,
             {name: found[name] for name in order},
@@ -360,6 +360,14 @@ def norm(foreign: str, official: str, optional: bool = False) -> Rows:
     return {
         f"{foreign}.weight": Row((f"params/{official}/scale",), IDENTITY, optional),
         f"{foreign}.bias": Row((f"params/{official}/bias",), IDENTITY, optional),
+    }
+
+
+def dense(foreign: str, official: str) -> Rows:
+    """The rows of a dense layer."""
+    return {
+        f"{foreign}.weight": Row((f"params/{official}/kernel",), DENSE),
+        f"{foreign}.bias": Row((f"params/{official}/bias",)),
     }
 
 

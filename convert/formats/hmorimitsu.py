@@ -13,9 +13,9 @@ from convert import infer, rules
 from convert.checkpoint import Given
 from convert.files.tensors import Shape
 from convert.formats._tokenizer_names import PUBLISHED_SIZES, TokenizerNames
-from convert.formats.format import Format, norm, numbers
+from convert.formats.format import Format, dense, norm, numbers
 from convert.rows import Row, Rows
-from convert.tables import DENSE, IDENTITY, OUT_KERNEL, QKV_BIAS, QKV_KERNEL
+from convert.tables import OUT_KERNEL, QKV_BIAS, QKV_KERNEL
 
 _TOKENIZER = TokenizerNames(
     encoder_block="encoder.res_blocks.{i}.{j}",
@@ -28,13 +28,6 @@ _TOKENIZER = TokenizerNames(
     middle_counts=True,
 )
 _LAYER = re.compile(r"blocks\.(\d{1,4})\.")
-
-
-def _dense(foreign: str, official: str) -> Rows:
-    return {
-        f"{foreign}.weight": Row((f"params/{official}/kernel",), DENSE),
-        f"{foreign}.bias": Row((f"params/{official}/bias",), IDENTITY),
-    }
 
 
 def _transformer_rows(layers: int) -> Rows:
@@ -60,10 +53,10 @@ def _transformer_rows(layers: int) -> Rows:
             f"{ours}.MultiHeadAttention.out_proj.bias": Row((f"params/{attention}/out/bias",)),
         }
         rows |= norm(f"{ours}.AttentionLN", f"{theirs}/Attention_0/attention_output_ln")
-        rows |= _dense(f"{ours}.MLP.0", f"{theirs}/Mlp_0/intermediate_output")
-        rows |= _dense(f"{ours}.MLP.2", f"{theirs}/Mlp_0/layer_output")
+        rows |= dense(f"{ours}.MLP.0", f"{theirs}/Mlp_0/intermediate_output")
+        rows |= dense(f"{ours}.MLP.2", f"{theirs}/Mlp_0/layer_output")
         rows |= norm(f"{ours}.MlpLN", f"{theirs}/Mlp_0/layer_output_ln")
-    rows |= _dense("Token_Prediction.0", f"{head}/mlm_dense")
+    rows |= dense("Token_Prediction.0", f"{head}/mlm_dense")
     rows |= norm("Token_Prediction.2", f"{head}/mlm_ln")
     return rows | {"bias": Row((f"params/{head}/mlm_bias/bias",))}
 

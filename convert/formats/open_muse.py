@@ -9,12 +9,11 @@ import json
 from convert.checkpoint import Checkpoint
 from convert.formats import titok
 from convert.formats._tokenizer_names import TokenizerFormat
-from convert.formats.container import Container
+from convert.formats.container import Container, config_beside
 from convert.formats.state_dicts import StateDict
-from maskgit_pt.pretrained import CONFIG_NAME, read_config
+from maskgit_pt.pretrained import CONFIG_NAME
 
 _CLASS = "MaskGitVQGAN"
-_MAX_CONFIG_BYTES = 2**20
 # theirs -> ours
 _FIELDS = {
     "hidden_channels": "filters",
@@ -46,11 +45,11 @@ class OpenMuse(TokenizerFormat):
 
     def likeness(self, state: StateDict, container: Container) -> float:
         """As TiTok's, a little more with the configuration, less without."""
-        bonus = 0.01 if _config(container).get("_class_name") == _CLASS else -0.01
+        bonus = 0.01 if config_beside(container).get("_class_name") == _CLASS else -0.01
         return max(super().likeness(state, container) + bonus, 0.0)
 
     def read_companion(self, container: Container) -> tuple[str, dict]:
-        return CONFIG_NAME, _config(container)
+        return CONFIG_NAME, config_beside(container)
 
     def stated_config(self, companion: dict) -> dict:
         stated: dict = {}
@@ -71,15 +70,6 @@ class OpenMuse(TokenizerFormat):
         config |= {theirs: vqvae[ours] for theirs, ours in _FIELDS.items()}
         text = json.dumps(dict(sorted(config.items())), indent=2) + "\n"
         return {CONFIG_NAME: text.encode()}
-
-
-def _config(container: Container) -> dict:
-    path = container.path.parent / CONFIG_NAME
-    if container.folder is None or not path.is_file():
-        return {}
-    if (size := path.stat().st_size) > _MAX_CONFIG_BYTES:
-        raise ValueError(f"{path}: {size:,} bytes; accepted: {_MAX_CONFIG_BYTES:,}")
-    return read_config(path)
 
 
 FORMAT = OpenMuse()

@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert import infer
+from convert import infer, rules
 from convert.checkpoint import Checkpoint, Given
 from convert.files import torch_file
+from convert.files.archive import is_archive
 from convert.files.pickle_names import Refused
 from convert.files.strangers import describe_stranger, is_pickle
 from convert.formats import FORMATS, container
 from convert.formats.container import ACCEPTED, Container
-from convert.formats.folders import weights_of
+from convert.formats.folders import unpack_weights, weights_of
 from convert.formats.format import Format
-from convert.formats.relatives import describe_relative
-from convert.formats.state_dicts import StateDict
+from convert.formats.relatives import describe_relative, describe_relative_folder
+from convert.formats.state_dicts import StateDict, is_averaged
 from convert.rules import abbreviate
 from maskgit_pt import hub, layouts
 
@@ -91,8 +92,9 @@ def reopen(form: Format, path: Path, given: Given) -> Checkpoint:
 
 
 def writers(kind: str, config: dict) -> list[str]:
-    """Names of the formats that can hold a model."""
-    return [form.NAME for form in FORMATS if form.can_write(kind, config)]
+    """Names of the formats that can hold a model, or the one that it holds frozen."""
+    models = [(kind, config), rules.frozen_part(kind, config)]
+    return [f.NAME for f in FORMATS if any(f.can_write(*model) for model in models if model)]
 
 
 def recognise(path: str | Path, weights: str | None = None) -> Recognised:
@@ -111,7 +113,7 @@ def recognise(path: str | Path, weights: str | None = None) -> Recognised:
         raise FileNotFoundError(f"{path}: no such file or folder")
     if not path.is_dir() and not path.is_file():
         raise ValueError(f"{path} is neither a file nor a folder")
-    opened = _open(path)
+    opened = _open(path, weights)
     for state in opened.candidates:
         if what := describe_relative(state.tensors):
             raise ValueError(f"{path} {what}")
@@ -135,7 +137,9 @@ def recognise(path: str | Path, weights: str | None = None) -> Recognised:
 def _wanted(opened: Container, weights: str | None) -> list[StateDict]:
     if weights is None:
         return opened.candidates
-    wanted = [state for state in opened.candidates if state.averaged == (weights == "ema")]
+    states = opened.candidates
+    by_folder = opened.averaged and not any(state.averaged for state in states)
+    wanted = [state for state in states if (by_folder or state.averaged) == (weights == "ema")]
     if not wanted:
         held = ", ".join(state.wrapper or "the top level" for state in opened.candidates)
         kind = "averaged" if weights == "ema" else "raw"
@@ -154,11 +158,15 @@ def _other_set(other: StateDict, chosen: StateDict) -> str | None:
     )
 
 
-def _open(path: Path) -> Container:
+def _open(path: Path, weights: str | None = None) -> Container:
     if known := layouts.describe(path):
         raise ValueError(f"{path} {known}")
-    file = weights_of(path) if path.is_dir() else path
+    if path.is_dir() and (what := describe_relative_folder(path)):
+        raise ValueError(f"{path} {what}")
+    file = weights_of(path, weights) if path.is_dir() else path
     head = container.first_bytes(file)
+    if is_archive(file, head) and not torch_file.is_torch_file(file, head):
+        return _open_archive(file, weights)
     packing = container.packing_of(file)
     if packing in (None, container.FLAX):
         _refuse_hostile_pickle(path, file, head)
@@ -169,6 +177,22 @@ def _open(path: Path) -> Container:
     with _named(path, packing.name):
         opened = packing.open(file)
     opened.folder = path if path.is_dir() else None
+    opened.averaged = path.is_dir() and is_averaged(file.parent.name)
+    return opened
+
+
+def _open_archive(path: Path, weights: str | None) -> Container:
+    """Opens the weights in a zip archive as those of a folder."""
+    with _named(path, "zip"):
+        folder, name, others = unpack_weights(path, weights)
+    try:
+        opened = _open(Path(folder.name))
+    except ValueError as error:  # it names files that nobody sees
+        inner = f"{path}, {name}" if name != "." else str(path)
+        raise ValueError(str(error).replace(folder.name, inner)) from None
+    opened.archive, opened.unpacked, opened.averaged = path, folder, is_averaged(name)
+    opened.layout = f"{opened.layout} (in a zip archive, folder {name})"
+    opened.left_out |= dict.fromkeys(others, "other weights in the archive")
     return opened
 
 

@@ -15,13 +15,12 @@ from torch import Tensor
 from convert import infer, model_card, rules
 from convert.checkpoint import Checkpoint, Given
 from convert.files.tensors import Shape
-from convert.formats.container import Container
+from convert.formats.container import Container, read_small_config
 from convert.formats.format import Format, own_rows
 from convert.formats.state_dicts import StateDict
 from convert.rows import Rows
-from maskgit_pt.pretrained import CONFIG_NAME, WEIGHTS_NAME, read_config
+from maskgit_pt.pretrained import CONFIG_NAME, WEIGHTS_NAME
 
-MAX_CONFIG_BYTES = 2**20
 # Metadata.
 ORDER, CHUNKS, CONFIG = "official_order", "official_chunks", "maskgit_config"
 ORIGIN = "maskgit_origin"
@@ -66,9 +65,7 @@ class Safetensors(Format):
         beside = container.path.parent / CONFIG_NAME
         names = (WEIGHTS_NAME, f"{WEIGHTS_NAME}.index.json")
         if container.path.name in names and beside.is_file():
-            if (size := beside.stat().st_size) > MAX_CONFIG_BYTES:
-                raise ValueError(f"{beside}: {size:,} bytes; accepted: {MAX_CONFIG_BYTES:,}")
-            return str(beside), read_config(beside)
+            return str(beside), read_small_config(beside)
         stated = _json(container.metadata.get(CONFIG, "{}"))
         if not isinstance(stated, dict):
             raise ValueError(f"its metadata {CONFIG} is no JSON object")

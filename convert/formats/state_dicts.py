@@ -43,7 +43,12 @@ class StateDict:
     @property
     def averaged(self) -> bool:
         """Whether it is a moving average of the weights, by its key."""
-        return bool(_AVERAGED.search(self.wrapper or ""))
+        return is_averaged(self.wrapper or "")
+
+
+def is_averaged(name: str) -> bool:
+    """Whether a key or a folder is called after a moving average."""
+    return bool(_AVERAGED.search(name))
 
 
 @dataclass

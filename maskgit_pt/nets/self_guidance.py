@@ -73,10 +73,14 @@ class SelfGuidance(nn.Module):
         self.cls_anchor_gen = ClassAnchor(num_classes, hidden_size, factors)
         self.decoders = nn.ModuleList(TopDownLayer(hidden_size) for _ in range(num_layers))
 
-    def gate(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """How much each position points along its class's anchor: cosine, clamped; [B, N, 1]."""
+    def cosine(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Of the angle between each position [B, N, D] and its class's anchor; [B, N, 1]."""
         anchor = F.normalize(self.cls_anchor_gen(labels), dim=-1)  # norms of at least 1e-12
-        return (F.normalize(hidden, dim=-1) @ anchor.mT).clamp(0, 1)
+        return F.normalize(hidden, dim=-1) @ anchor.mT
+
+    def gate(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """How much each position points along its class's anchor, 0 to 1; [B, N, 1]."""
+        return self.cosine(hidden, labels).clamp(0, 1)
 
     def forward(self, hidden: Tensor, labels: Tensor) -> list[Tensor]:
         """Features for the values of every layer.

@@ -39,6 +39,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
         MomentHaltonSampler,
         RemdmSampler,
         MageSampler,
+        SelfGuidanceSampler,
         DimoSampler,
     )
 }

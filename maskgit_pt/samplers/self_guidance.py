@@ -15,6 +15,8 @@ from maskgit_pt.samplers.base import (
     Sampler,
     State,
     check_choice_temperature,
+    check_mask_ratios,
+    per_step,
 )
 from maskgit_pt.settings import setting
 
@@ -36,38 +38,58 @@ class SelfGuidanceSampler(Sampler):
       infinite: at a high temperature a known token, a given one as well, can be masked again.
 
     Their settings: 18 steps, scale 1, temperature 25 at 256 px and 45 at 512 px. Scale 0 is their
-    plain sampler; more needs a `SelfGuidedTransformer`.
+    plain sampler; more needs a `SelfGuidedTransformer`. An image without unknown tokens, which their
+    code never has, stays as it is.
 
     Args:
       steps: T.
-      schedule: share of masked tokens, of `SCHEDULES`: cosine, linear, sqrt.
-      choice_temperature: tau.
+      schedule: share of masked tokens, of `SCHEDULES`: cosine, linear, sqrt; or a list, the share after
+        each step.
+      choice_temperature: tau; or a list of the temperatures, one a step, which then do not compound.
       added_temperature: added to tau at every step, which their plain sampler can do.
-      self_guidance: s.
+      self_guidance: s; or a list, one a step.
     """
 
     steps: int = setting(18, STEPS, least=1)
-    schedule: str = setting("cosine", f"{SCHEDULE}: {', '.join(SCHEDULES)}.")
-    choice_temperature: float = setting(25.0, CHOICE_TEMPERATURE, least=0)
+    schedule: str | list[float] = setting("cosine", f"{SCHEDULE}: {', '.join(SCHEDULES)}.")
+    choice_temperature: float | list[float] = setting(25.0, CHOICE_TEMPERATURE, least=0)
     added_temperature: float = setting(0.0, "Added to that noise at every step.", least=0)
-    self_guidance: float = setting(
-        1.0, "Scale s of the guidance by the network's own second pass.", least=0
+    self_guidance: float | list[float] = setting(
+        1.0,
+        "Scale s of the guidance by the network's own second pass; above 0 it needs a network with the "
+        "module for it.",
+        least=0,
     )
 
     name = "self-guidance"
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
+        if isinstance(self.schedule, list):
+            check_mask_ratios(self.schedule, self.steps)
+        elif self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}; known: {', '.join(SCHEDULES)}")
         check_choice_temperature(self.choice_temperature, self.steps)
+        for scale in self.scales():
+            if not 0 <= scale < math.inf:
+                raise ValueError(f"self_guidance is {scale}; accepted: 0 or more")
 
     def counts(self, tokens: int) -> list[int]:
         """How many of so many tokens the schedule masks after each step; -1 at the end of cosine."""
-        ratios = torch.tensor([step / self.steps for step in range(1, self.steps + 1)])  # float32
-        return torch.floor(tokens * SCHEDULES[self.schedule](ratios)).int().tolist()
+        if isinstance(self.schedule, list):
+            shares = torch.tensor(self.schedule)
+        else:
+            steps = range(1, self.steps + 1)
+            shares = SCHEDULES[self.schedule](torch.tensor([k / self.steps for k in steps]))
+        return torch.floor(tokens * shares).int().tolist()
+
+    def scales(self) -> list[float]:
+        """s of every step."""
+        return per_step("self_guidance", self.self_guidance, self.steps)
 
     def temperatures(self) -> list[float]:
         """tau of every step."""
+        if isinstance(self.choice_temperature, list):
+            return [tau + self.added_temperature for tau in self.choice_temperature]
         result, tau = [], self.choice_temperature
         for step in range(1, self.steps + 1):
             tau = tau * (1 - step / self.steps) + self.added_temperature
@@ -92,7 +114,7 @@ class SelfGuidanceSampler(Sampler):
         most = state.unknown.sum(-1, keepdim=True) - 1  # [B, 1]
         count = most.clamp(max=counts[step]).clamp(min=1)
         cut = score.sort(-1).values.gather(-1, count.clamp(max=guess.shape[1] - 1))
-        unknown = score < cut
+        unknown = (score < cut) & state.unknown.any(-1, keepdim=True)
         return State(guess.masked_fill(unknown, MASK), unknown, guess, state.plan)
 
     def masked_after(self, tokens: int) -> list[float]:

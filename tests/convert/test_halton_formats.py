@@ -265,6 +265,26 @@ def test_relatives_are_named(tmp_path, relative, wrapper):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "relative", [r for r in relatives.RELATIVES if r.classes], ids=lambda r: r.name
+)
+def test_folders_of_relatives_are_named(tmp_path, relative):
+    """By what their configuration says, whatever else is in the folder."""
+    for number, name in enumerate(sorted(relative.classes)):
+        folder = tmp_path / str(number)
+        (folder / "transformer").mkdir(parents=True)
+        (folder / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
+        stated = "model_index.json" if name.endswith("Pipeline") else "config.json"
+        (folder / stated).write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(ValueError, match="which is not converted: it") as error:
+            recognise(folder)
+        assert str(error.value).startswith(f"{folder} holds {relative.name}")
+    (folder / stated).write_text(json.dumps({"_class_name": ["VQModel"]}))
+    with pytest.raises(ValueError) as error:
+        recognise(folder)
+    assert "\n" not in str(error.value) and "not converted" not in str(error.value)
+
+
 # All the way -------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,9 @@ CONFIGURATIONS = {
     "moment": ("moment", {}),
     "moment arccos": ("moment", {"schedule": "arccos", "choice_temperature": 0.5}),
     "moment-halton": ("moment-halton", {"explore": 0.3}),
+    # At a higher temperature known tokens can be masked again: see test_self_guidance.py.
+    "self-guidance": ("self-guidance", {"choice_temperature": 4.5}),
+    "self-guidance linear": ("self-guidance", {"schedule": "linear", "choice_temperature": 1.0}),
     "remdm": ("remdm", {}),
     "remdm cap": ("remdm", {"remasking": "cap", "eta": 0.3}),
     "remdm conf": ("remdm", {"remasking": "conf"}),
@@ -44,7 +47,9 @@ MASKED = {  # masked tokens of each of three samples
     "uneven": (16, 3, 0),
     "one": (1, 0, 1),
 }
-OTHER_COUNTS = ("remdm", "confidence-2025")  # by chance; of all known tokens, given ones included
+# By chance; of all known tokens, given ones included; of the whole image.
+OTHER_COUNTS = ("remdm", "confidence-2025", "self-guidance")
+LEAVES_ONE = ("official", "self-guidance")  # masked by the last step, whose guess is whole
 ALL = pytest.mark.parametrize("configuration", CONFIGURATIONS)
 
 
@@ -161,7 +166,7 @@ def test_counts_are_independent_of_the_plan():
 
 @pytest.mark.parametrize(
     "configuration",
-    [c for c in CONFIGURATIONS if c.split()[0] not in ("official", "remdm")],
+    [c for c in CONFIGURATIONS if c.split()[0] not in (*LEAVES_ONE, "remdm")],
 )
 def test_every_position_is_decided_once(configuration):
     tokens = start("uneven")
@@ -274,6 +279,13 @@ def test_no_step_waits_for_the_device(configuration, rng):
         ("confidence-2025", {"schedule": "exp"}, "'exp'; known: root, linear"),
         ("moment", {"choice_temperature": 0.0}, "0.0; accepted by the sampler 'moment': above 0"),
         ("moment-halton", {"explore": 1.2}, "explore is 1.2; accepted: 0 to 1"),
+        ("self-guidance", {"schedule": "root"}, "'root'; known: cosine, linear, sqrt"),
+        ("self-guidance", {"self_guidance": -1.0}, "self_guidance is -1.0; accepted: 0 or more"),
+        (
+            "self-guidance",
+            {"steps": 2, "self_guidance": [1.0]},
+            "has 1 values; accepted: one a step",
+        ),
         ("dimo", {"steps": 2}, "steps is 2; accepted by the sampler 'dimo': 1"),
         ("dimo", {"mask_ratio": 1.5}, "mask_ratio is 1.5; accepted: 0 to 1"),
         (
