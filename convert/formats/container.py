@@ -22,7 +22,7 @@ _MAX_CONFIG_BYTES = 2**20
 ACCEPTED = (
     "folders with config.json and model.safetensors, .safetensors files, Google's Flax files, "
     "PyTorch files of hmorimitsu, open-muse, TiTok, MaskBit, MAGE, Besnier & Chen, taming, "
-    "Halton-MaskGIT, LlamaGen (maskgit-convert --list)"
+    "Halton-MaskGIT, LlamaGen, UnlockMGM (maskgit-convert --list)"
 )
 
 

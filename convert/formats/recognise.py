@@ -7,7 +7,7 @@ that is half of them or more.
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from convert import infer, rules
 from convert.checkpoint import Checkpoint, Given
@@ -190,7 +190,8 @@ def _open_archive(path: Path, weights: str | None) -> Container:
     except ValueError as error:  # it names files that nobody sees
         inner = f"{path}, {name}" if name != "." else str(path)
         raise ValueError(str(error).replace(folder.name, inner)) from None
-    opened.archive, opened.unpacked, opened.averaged = path, folder, is_averaged(name)
+    opened.archive, opened.unpacked = path, folder
+    opened.averaged = is_averaged(PurePosixPath(name).name)
     opened.layout = f"{opened.layout} (in a zip archive, folder {name})"
     opened.left_out |= dict.fromkeys(others, "other weights in the archive")
     return opened

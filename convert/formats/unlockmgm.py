@@ -132,9 +132,13 @@ class UnlockMGM(Format):
         return {CONFIG_NAME: text.encode()}
 
     def marks(self, source: Checkpoint) -> list[str]:
+        marks = super().marks(source)
         if source.config["gelu"] == "erf":
-            return []
-        return ["files of unlockmgm cannot say that the GELU is the tanh form; its code runs erf"]
+            return marks
+        return [
+            *marks,
+            "files of unlockmgm cannot say that the GELU is the tanh form; its code runs erf",
+        ]
 
 
 def _rows(layers: int) -> Rows:
