@@ -152,13 +152,13 @@ def entries(folder: Path, depth: int = 1, limit: int = 1000) -> list[Path]:
     """The readable files of a folder and of the folders in it, so deep; sorted; not the hidden ones."""
     found: list[Path] = []
     for path in _visible(folder):
+        if len(found) >= limit:
+            break
         if not path.is_dir():
             found += [path] if path.is_file() and os.access(path, os.R_OK) else []
         elif depth:
             found += entries(path, depth - 1, limit - len(found))
-        if len(found) > limit:
-            break
-    return found[:limit]
+    return found
 
 
 def _visible(folder: Path) -> Iterable[Path]:

@@ -8,14 +8,17 @@ import statistics
 import subprocess
 import sys
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import convert
 from convert import flax_msgpack
+from maskgit_pt.nets.self_guidance import SelfGuidedTransformer
 
 pytestmark = pytest.mark.slow
 MANIFEST = json.loads(Path(__file__).with_name("google_manifest.json").read_text())
@@ -121,3 +124,27 @@ def test_through_foreign_formats(google_file, form, tmp_path):
         print(f"{form}, to {to}: {used / size:.2f} times the file")
         assert used < 1.3 * size + 2**28  # PyTorch itself takes 2**27.7
     assert rebuilt.read_bytes() == google_file.read_bytes()
+
+
+def test_through_the_archives_of_unlockmgm(google_file, tmp_path):
+    """A self-guided model on Google's weights, in a zip as published, gives Google's bytes again."""
+    if not google_file.name.startswith("maskgit"):
+        pytest.skip("holds transformers only")
+    _, config, state = convert.load_checkpoint(google_file)
+    torch.manual_seed(0)
+    model = SelfGuidedTransformer(**config)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.startswith(("guidance.", "head.")) for name in missing)
+    model.head.weight.data.copy_(model.embed.word_embeddings.weight)
+    model.save_pretrained(tmp_path / "ours")
+    del model, state
+    convert.convert(tmp_path / "ours", tmp_path / "ema_model", to="unlockmgm")
+    path = tmp_path / "UnlockMGM_imagenet.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as opened:
+        for file in (tmp_path / "ema_model").iterdir():
+            opened.write(file, f"checkpoint-50000/ema_model/{file.name}")
+    used = peak_memory(f"--input={path}", f"--output={tmp_path / 'rebuilt'}", "--to=flax")
+    used -= peak_memory()
+    print(f"{used / 2**20:.0f} MiB, {used / path.stat().st_size:.2f} times the archive")
+    assert used < 1.3 * google_file.stat().st_size + 2**28
+    assert (tmp_path / "rebuilt").read_bytes() == google_file.read_bytes()

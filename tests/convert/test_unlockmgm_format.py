@@ -22,7 +22,7 @@ from convert.checkpoint import Given
 from convert.files import archive
 from convert.formats.container import StateDict
 from convert.formats.recognise import open_checkpoint, recognise, writers
-from maskgit_pt import MaskGIT
+from maskgit_pt import MaskGIT, files
 
 FORM = formats.BY_NAME["unlockmgm"]
 TINY = FOLDER / "tiny"
@@ -181,6 +181,9 @@ def test_zip_as_downloaded(method, google_bytes, tmp_path):
     expected = convert.load_checkpoint(TINY)
     found = recognise(path)
     assert found.format is FORM and f"folder {FOLDERS[0]}" in found.layout
+    said = inspection.inspect(path)
+    assert said["file sha256"] == files.file_sha256(path) and said["heads"] == "3"
+    assert "can become" in said and "unlockmgm" in said["format"]
     convert.convert(path, tmp_path / "flax", to="flax")
     assert (tmp_path / "flax").read_bytes() == google_bytes
     unpacked = Path(found.container.unpacked.name)
