@@ -192,7 +192,7 @@ def _open_archive(path: Path, weights: str | None) -> Container:
         raise ValueError(str(error).replace(folder.name, inner)) from None
     opened.archive, opened.unpacked = path, folder
     opened.averaged = is_averaged(PurePosixPath(name).name)
-    opened.layout = f"{opened.layout} (in a zip archive, folder {name})"
+    opened.layout = f"zip archive ({name}), {opened.layout}"
     opened.left_out |= dict.fromkeys(others, "other weights in the archive")
     return opened
 

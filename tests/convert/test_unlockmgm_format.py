@@ -180,7 +180,7 @@ def test_zip_as_downloaded(method, google_bytes, tmp_path):
     path = zipped(tmp_path / "UnlockMGM_imagenet_256.zip", TINY, FOLDERS, METHODS[method])
     expected = convert.load_checkpoint(TINY)
     found = recognise(path)
-    assert found.format is FORM and f"folder {FOLDERS[0]}" in found.layout
+    assert found.format is FORM and f"zip archive ({FOLDERS[0]}), PyTorch" in found.layout
     said = inspection.inspect(path)
     assert said["file sha256"] == files.file_sha256(path) and said["heads"] == "3"
     assert "can become" in said and "unlockmgm" in said["format"]
