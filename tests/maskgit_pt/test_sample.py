@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -257,13 +258,20 @@ def test_wrong_mask_and_other_settings(tmp_path, capsys):
 
 def test_model_and_tokenizer_of_different_resolution(tiny_tokenizer):
     """Told from the configuration, not from the name of a file."""
-    from maskgit_pt.pipeline import _check_resolution
+    from maskgit_pt.network_pair import check_resolution
 
-    _check_resolution(256, tiny_tokenizer, "tokenizer512_from_256")
+    def check(size, name, trained=None):
+        both = SimpleNamespace(image_size=size, tokenizer=tiny_tokenizer)
+        both.transformer = SimpleNamespace(image_size=trained)
+        check_resolution(both, "model", name)
+
+    check(256, "tokenizer512_from_256")
+    with pytest.raises(ValueError, match="model: .* trained on images of 512 px"):
+        check(256, "tok", trained=512)
     tiny_tokenizer.to_config = lambda: {"vqvae": {"pixels": 512}}
     with pytest.raises(ValueError, match="tok: its configuration says .* for 512 px"):
-        _check_resolution(256, tiny_tokenizer, "tok")
-    _check_resolution(512, tiny_tokenizer, "tok")
+        check(256, "tok")
+    check(512, "tok")
 
 
 def test_help(capsys):
