@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -234,9 +235,9 @@ def short_name(path: str) -> str:
     return Path(path).absolute().name if Path(path).exists() else path
 
 
-def cli() -> int:
+def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point of `maskgit-evaluate`."""
-    return command_line.run(main, FLAGS, PROGRAM, USAGE)
+    return command_line.run(main, FLAGS, PROGRAM, USAGE, argv)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -368,9 +369,9 @@ def _workers(device: torch.device) -> int:
     return 1 if device.type == "cpu" else min(16, _cores())
 
 
-def cli() -> int:
+def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point of `maskgit-tokenize`."""
-    return command_line.run(main, FLAGS, PROGRAM, USAGE)
+    return command_line.run(main, FLAGS, PROGRAM, USAGE, argv)
 
 
 if __name__ == "__main__":
