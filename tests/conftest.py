@@ -6,6 +6,7 @@ from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a core a worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.cpu_count = lambda: 1  # what commands take for their threads
 
 import format_files
 import ml_collections
