@@ -27,22 +27,32 @@ PICTURES = {  # cell id -> how many pictures it shows
 }
 
 
-@pytest.fixture
-def run_notebook(monkeypatch, tmp_path):
-    """Runs the notebook in a fresh kernel under the given variables; returns it with its outputs."""
-
-    def run(**variables: str) -> nbformat.NotebookNode:
+@pytest.fixture(scope="module")
+def run_notebook(tmp_path_factory):
+    """Runs the notebook under the given variables, anew in one kernel; returns it with its outputs."""
+    folder = str(tmp_path_factory.mktemp("jupyter"))
+    with pytest.MonkeyPatch.context() as patch:
         for name in VARIABLES:
-            monkeypatch.delenv(name, raising=False)
-        home = {"IPYTHONDIR": tmp_path, "JUPYTER_RUNTIME_DIR": tmp_path, "HF_HUB_OFFLINE": 1}
-        for name, value in (home | variables).items():
-            monkeypatch.setenv(name, str(value))
-        notebook = nbformat.read(NOTEBOOK, as_version=4)
+            patch.delenv(name, raising=False)
+        patch.setenv("IPYTHONDIR", folder)
+        patch.setenv("JUPYTER_RUNTIME_DIR", folder)
+        patch.setenv("HF_HUB_OFFLINE", "1")
         resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
-        client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources)
-        return client.execute()
+        client = NotebookClient(
+            nbformat.v4.new_notebook(), timeout=300, kernel_name="python3", resources=resources
+        )
 
-    return run
+        def run(**variables: str) -> nbformat.NotebookNode:
+            client.nb = notebook = nbformat.read(NOTEBOOK, as_version=4)
+            fresh = f"%reset -f\nimport os\nos.environ.update({variables!r})"
+            notebook.cells.insert(0, nbformat.v4.new_code_cell(fresh))
+            client.reset_execution_trackers()
+            for index, cell in enumerate(notebook.cells):
+                client.execute_cell(cell, index)
+            return notebook
+
+        with client.setup_kernel():
+            yield run
 
 
 def pictures(notebook: nbformat.NotebookNode) -> dict[str, list[Image.Image]]:

@@ -1,11 +1,10 @@
 """`maskgit-convert`: exit codes, what it prints and where."""
 
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import fresh_python
 import numpy as np
 import pytest
 import torch
@@ -84,16 +83,6 @@ def test_not_finite_is_a_warning(run, miniature_flat, tmp_path):
     assert err == f"maskgit-convert: warning: 1 tensors hold NaN or infinity: {name}\n"
 
 
-def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        timeout=120,
-    )
-
-
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(miniature, tmp_path, sent):
     """The signal comes in the middle of writing, sent by the progress bar."""
@@ -104,7 +93,7 @@ def test_interrupted(miniature, tmp_path, sent):
         f"command.tqdm.update = lambda *_: os.kill(os.getpid(), {int(sent)})\n"
         "sys.exit(command.cli())"
     )
-    done = run_script(script, f"--input={miniature}", f"--output={tmp_path / 'folder'}")
+    done = fresh_python.run(script, f"--input={miniature}", f"--output={tmp_path / 'folder'}")
     assert done.returncode == 130
     assert done.stderr == "maskgit-convert: error: interrupted\n"
     assert [path.name for path in tmp_path.iterdir()] == [miniature.name]
@@ -116,7 +105,7 @@ def test_as_a_program_without_jax(miniature, tmp_path):
         "import sys; sys.modules['jax'] = sys.modules['flax'] = None\n"
         "from convert.__main__ import cli; sys.exit(cli())"
     )
-    done = run_script(script, f"--input={miniature}", f"--output={tmp_path / 'folder'}")
+    done = fresh_python.run(script, f"--input={miniature}", f"--output={tmp_path / 'folder'}")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "folder" / "model.safetensors").is_file()
 
@@ -134,14 +123,11 @@ def test_list(run):
 
 def test_nobody_reads_the_output():
     """As with `| head`, which leaves after some lines."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    command_line = [sys.executable, "-m", "convert", "--list"]
-    folder = Path(__file__).parents[2]
-    done = subprocess.run(
-        command_line, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=folder
+    script = (
+        "import os, runpy; reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)\n"
+        "runpy.run_module('convert', run_name='__main__', alter_sys=True)"
     )
-    os.close(writer)
+    done = fresh_python.run(script, "--list")
     assert (done.returncode, done.stderr) == (141, "")
 
 

@@ -7,11 +7,9 @@ import os
 import pickle
 import random
 import struct
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
+import fresh_python
 import msgpack
 import numpy as np
 import pytest
@@ -295,11 +293,7 @@ def test_no_memory_blow_up(tmp_path):
     for name, data in BOMBS.items():
         files.append(tmp_path / name)
         files[-1].write_bytes(data)
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *files],
-        capture_output=True, text=True, cwd=root, timeout=120,
-    )  # fmt: skip
+    done = fresh_python.run(LIMITED, *files)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert len(lines) == len(BOMBS)

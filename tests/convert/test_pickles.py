@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import fresh_python
 import numpy as np
 import pytest
 import torch
@@ -464,10 +465,7 @@ for path in sys.argv[1:]:
 
 def limited_to(*files: Path) -> None:
     """Files that must be refused, each in one line, with 384 MiB and in a minute."""
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *files],
-        capture_output=True, text=True, cwd=ROOT, timeout=60,
-    )  # fmt: skip
+    done = fresh_python.run(LIMITED, *files, seconds=60)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert len(lines) == len(files), done.stdout

@@ -143,24 +143,24 @@ def test_export(tiny_transformer):
 
         def forward(self, ids, key_words):
             key = jax_random.Key(key_words, False)
-            return decode(ids, key, lambda ids: self.transformer(ids, 32), num_iter=4)
+            return decode(ids, key, lambda ids: self.transformer(ids, 32), num_iter=2)
 
     ids = torch.full((2, 17), -1)
     ids[:, 0] = 35
     key = jax_random.PRNGKey(1)
     program = torch.export.export(Sampler().eval(), (ids, key.data))
     with torch.inference_mode():
-        expected = decode(ids, key, lambda ids: tiny_transformer(ids, 32), num_iter=4)
+        expected = decode(ids, key, lambda ids: tiny_transformer(ids, 32), num_iter=2)
     assert torch.equal(program.module()(ids, key.data), expected)
 
 
 def test_compile(tiny_transformer):
     def sample(ids, key):
-        return decode(ids, key, lambda ids: tiny_transformer(ids, 32), num_iter=4)
+        return decode(ids, key, lambda ids: tiny_transformer(ids, 32), num_iter=2)
 
     ids, key = torch.full((2, 17), -1), jax_random.PRNGKey(1)
     with torch.inference_mode():
-        compiled = torch.compile(sample, backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(sample, backend="eager", fullgraph=True)
         assert torch.equal(compiled(ids, key), sample(ids, key))
 
 

@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh_python
 import numpy as np
 import pytest
 import seeded_mistakes
@@ -260,4 +259,4 @@ def test_checking_needs_no_jax():
         "import sys; sys.modules['jax'] = None\n"
         "import parity.packs.command, parity.packs.check, parity.report, parity.packs.theirs"
     )
-    assert subprocess.run([sys.executable, "-c", script], cwd=OURS.parents[2]).returncode == 0
+    assert fresh_python.run(script).returncode == 0

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fresh_python
 import numpy as np
 import pytest
 
@@ -21,9 +22,9 @@ def call(*arguments):
     return command_line.run(main, FLAGS, PROGRAM, USAGE, arguments)
 
 
-def run(*arguments, code=None):
-    command = [sys.executable, "-m", "parity"] if code is None else [sys.executable, "-c", code]
-    return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+def run(*arguments):
+    command = [sys.executable, "-m", "parity", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_help_names_every_flag(capsys):
@@ -38,7 +39,7 @@ def test_without_jax_it_names_the_extra():
         "import sys; sys.modules['jax'] = None\n"
         "from parity.__main__ import cli; sys.argv[1:] = []; sys.exit(cli())"
     )
-    found = run(code=code)
+    found = fresh_python.run(code)
     assert found.returncode == 1 and found.stderr.count("\n") == 1
     assert "pip install 'maskgit_pt[jax]'" in found.stderr
 

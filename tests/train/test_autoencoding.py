@@ -94,7 +94,7 @@ from train.data import batches as data
 def get_config():
     config = tokenizer_defaults.get_config()
     config.update(
-        batch_size=4, num_train_steps=2, image_size=4, perceptual_weights="off", precision="float32",
+        batch_size=4, num_train_steps=2, image_size=16, perceptual_weights="off", precision="float32",
         compile=False, log_every_steps=1, eval_every_steps=0,
     )
     config.data.update(images={images!r}, crop="center", num_workers=0)
@@ -106,13 +106,18 @@ def get_config():
 """
 
 
+def train_small(argv):
+    autoencoding.Discriminator = SmallDiscriminator
+    return processes.train(argv)
+
+
 def test_two_processes_give_the_curves_of_one(images, tmp_path):
     """With discriminator, R1 and the entropy over the whole batch: gradients are averaged, codes counted."""
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE.format(images=str(images)))
     for count in (1, 2):
         argv = [f"--config={recipe}", f"--output={tmp_path / str(count)}", "--device=cpu"]
-        processes.run(processes.train, argv, logs=tmp_path / "logs", count=count)
+        processes.run(train_small, argv, logs=tmp_path / "logs", count=count)
     one, two = curve(tmp_path / "1"), curve(tmp_path / "2")
     assert len(one) == 2 and one[0]["codebook_usage"] > 0
     for line, other in zip(one, two, strict=True):

@@ -35,7 +35,15 @@ def run_module(command):
 
 def test_all_steps_in_short(tmp_path, monkeypatch):
     """A few steps of everything: the commands fit together; nothing is learned."""
-    short = "num_train_steps=3,eval_every_steps=3,eval_show_num=2,data.num_workers=0"
+    short = "num_train_steps=3,batch_size=8,eval_every_steps=3,eval_show_num=2,data.num_workers=0"
+    write, load = digits.write_images, digits.load_digits
+
+    def write_few(folder, seed):
+        with monkeypatch.context() as patch:
+            patch.setattr(digits, "load_digits", lambda seed: [part[::8] for part in load(seed)])
+            write(folder, seed)
+
+    monkeypatch.setattr(digits, "write_images", write_few)
     flags = (f"--tokenizer_config={short}", f"--config={short}", "--num_samples=20")
 
     def run_forked(command):

@@ -4,12 +4,11 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -316,21 +315,17 @@ def test_cache_is_used_and_noticed(sets, tmp_path, monkeypatch):
     assert not [p for p in (tmp_path / "remembered").iterdir() if p.suffix != ".npy"]
 
 
-def test_torchrun(sets, tmp_path):
+def test_three_processes(sets, tmp_path):
     """Three processes give the numbers of one; NumPy's own threads may change a last digit."""
     args = ["--samples=samples.npz", "--reference=reference", "--features=random", "--threads=1"]
     args += ["--device=cpu", "--batch_size=8", "--cache="]
     assert call(*args, "--output=one") == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone"]
-    root = os.path.dirname(os.path.dirname(os.path.abspath(evaluate.__file__)))
-    environment = os.environ | {"PYTHONPATH": root}
-    command = [*launcher, "-m", "train.evaluate", *args, "--output=three"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
+    argv = [*args, "--output=three"]
+    group = processes.run(evaluate.cli, argv, logs=tmp_path / "logs", count=3)
     three, one = (json.load(open(f"{name}/evaluation.json")) for name in ("three", "one"))
     assert three.pop("metrics") == pytest.approx(one.pop("metrics"), rel=1e-9)
     assert three == one
-    assert done.stdout.count("| samples.npz |") == 1
+    assert group.text().count("| samples.npz |") == 1
 
 
 def test_bad_input(sets, tmp_path, capsys):

@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -234,21 +232,18 @@ def test_checkpoints_of_a_run(call, tmp_path, capsys):
     assert "no checkpoint of step 5; found: 4, 8, 12" in capsys.readouterr().err
 
 
-def test_torchrun(folder, tmp_path):
+def test_two_processes(folder, tmp_path):
     """Two processes give the numbers of one."""
     args = [*arguments(folder, tmp_path / "one"), "--grid=steps=2,3"]
     assert sweep.cli(args) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = os.environ | {"PYTHONPATH": str(Path(sweep.__file__).parents[1])}
-    command = [*launcher, "-m", "train.sweep", *args, f"--output={tmp_path / 'two'}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
+    argv = [*args, f"--output={tmp_path / 'two'}"]
+    group = processes.run(sweep.cli, argv, logs=tmp_path / "logs", count=2)
     one, two = (document(tmp_path / name)["cells"] for name in ("one", "two"))
     assert [cell["metrics"] for cell in one] == [cell["metrics"] for cell in two]
     assert [p.name for p in cell_files(tmp_path / "one")] == [
         p.name for p in cell_files(tmp_path / "two")
     ]
-    assert done.stdout.count("cell 1 of 2") == 1
+    assert group.text().count("cell 1 of 2") == 1
 
 
 def test_bad_input(call, folder, tmp_path, capsys):

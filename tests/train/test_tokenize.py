@@ -1,13 +1,11 @@
 """`maskgit-tokenize` on the tiny tokenizer."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
+import fresh_python
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -109,12 +107,9 @@ def test_same_bytes(pictures, expected, tmp_path, args):
 
 
 def test_two_processes(pictures, expected, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += ["-m", "train.tokenize", *FIXED, f"--images={pictures}", f"--output={tmp_path}"]
-    command += ["--shard_size=4", "--workers=1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert files(tmp_path) == expected
+    arguments = [*FIXED, f"--images={pictures}", f"--output={tmp_path / 'set'}", "--shard_size=4"]
+    processes.run(tokenize.cli, [*arguments, "--workers=1"], logs=tmp_path / "logs", count=2)
+    assert files(tmp_path / "set") == expected
 
 
 class Killed(BaseException):
@@ -155,23 +150,15 @@ def _finished(path) -> bool:
 
 
 def test_killed(pictures, expected, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "train.tokenize",
-        *FIXED,
-        f"--images={pictures}",
-        "--workers=1",
-    ]
-    command += [f"--output={tmp_path / 'set'}", "--shard_size=4"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    arguments = [*FIXED, f"--images={pictures}", f"--output={tmp_path / 'set'}", "--shard_size=4"]
+    group = processes.start(tokenize.cli, [*arguments, "--workers=1"], logs=tmp_path / "logs")
     deadline = time.monotonic() + 60
     while not (tmp_path / "set" / "shard-00001.json").exists() and time.monotonic() < deadline:
-        if process.poll() is not None:
+        if not group.alive:
             break
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    group.processes[0].kill()
+    group.wait()
     assert call(pictures, tmp_path / "set") == 0
     assert files(tmp_path / "set") == expected
 
@@ -352,8 +339,7 @@ def test_encoder():
 
 def test_nothing_imports_torchvision():
     code = "import sys, train.tokenize; assert 'torchvision' not in sys.modules"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+    assert fresh_python.run(code).returncode == 0
 
 
 def test_manifest_is_json(expected):

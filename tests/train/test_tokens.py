@@ -3,11 +3,10 @@
 import contextlib
 import errno
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import fresh_python
 import numpy as np
 import pytest
 import torch
@@ -258,7 +257,7 @@ for _ in range(200):
     draw()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = fresh_python.run(code)
     assert done.returncode == 0, done.stderr
     grown_kb = float(done.stdout)
     assert grown_kb < 16_000  # of 65 MB

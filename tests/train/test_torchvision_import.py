@@ -1,14 +1,11 @@
 """torchvision beside a CPU build of torch."""
 
-import subprocess
 import sys
-from pathlib import Path
 
+import fresh_python
 import pytest
 
 from train.evaluation.torchvision_import import import_torch_fidelity, import_torchvision
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_in_a_fresh_process():
@@ -25,7 +22,7 @@ assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
 assert import_torch_fidelity().__version__
 assert import_torchvision() is import_torchvision()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert fresh_python.run(code).returncode == 0
 
 
 @pytest.mark.parametrize("missing", ["torchvision", "torch_fidelity"])
