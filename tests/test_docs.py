@@ -180,6 +180,8 @@ def test_training_on_my_images(in_files, monkeypatch, capsys):
         "maskgit-export": ["--step=1"],
         "maskgit-sample": ["--steps=2", "--num_samples=2"],
     }
+    for code in blocks(ROOT / "docs" / "finetune.md", "python"):
+        exec(compile(code, "finetune.md", "exec"), {})
     for program, *arguments in commands(ROOT / "docs" / "finetune.md"):
         code = run(program, arguments + changes.get(program, []), monkeypatch)
         assert code == 0, capsys.readouterr().err

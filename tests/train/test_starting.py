@@ -122,6 +122,8 @@ def test_what_is_old_learns_slowly(trained, tokens, tmp_path, scale):
     others = max(rows[torch.arange(len(rows)) != zebra].max(), *(v.max() for v in moved.values()))
     assert others == 0 if scale == 0 else 1e-4 < others < 4e-4
 
+    if scale == 0:
+        return
     for step in (2, 3):  # killed after step 1
         shutil.rmtree(checkpoints.folder_of(tmp_path / "run", step))
     lines = curve(tmp_path / "run")
