@@ -62,6 +62,7 @@ class SelfGuidanceSampler(Sampler):
     )
 
     name = "self-guidance"
+    more_steps_than_tokens = True
 
     def __post_init__(self):
         if isinstance(self.schedule, list):
