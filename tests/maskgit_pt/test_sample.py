@@ -86,7 +86,7 @@ def test_a_sample_depends_on_its_index_alone(tmp_path):
 
 
 def test_two_processes(tmp_path):
-    options = ["--labels=1-3", "--steps=5", "--num_samples=7", "--device=cpu"]
+    options = ["--labels=1-3", "--steps=5", "--num_samples=7", "--device=cpu", "--threads=1"]
     assert call(*options, f"--output={tmp_path / 'one'}") == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += ["-m", "maskgit_pt.sample", *MODELS, *options, f"--output={tmp_path / 'two'}"]
