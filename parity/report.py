@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from maskgit_pt.files import write_atomically
 from parity import report_figures
 from parity.compare import Record
 from parity.stages import Result, describe
+from train import pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +85,13 @@ def write_page(folder: str | Path, template: str, **values: Any) -> None:
 
 def render(template: str, **values: Any) -> str:
     """A filled template of parity/templates; values are escaped in HTML, not in Markdown."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("parity"),
-        autoescape=jinja2.select_autoescape(["html"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters = {
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "describe": describe,
         "figures": _figures,
         "worst_figures": _worst_figures,
     }
-    return environment.get_template(template).render(values)
+    return pages.render(template, ("parity", "train"), filters, **values)
 
 
 def _cards(results: Sequence[Result]) -> list[tuple[str, str]]:

@@ -30,15 +30,20 @@ one's own. Ends with a table, beside published numbers where they are known, and
   maskgit-sweep --grid=guidance=0,1,2,3 --grid=steps=8,12 --model=maskgit256 \\
       --tokenizer=tokenizer256 --reference=VIRTUAL_imagenet256_labeled.npz
 
+  maskgit-sweep --study=guidance --grid=seed=0,1,2 --model=clothes_{seed} --tokenizer=tokenizer \\
+      --features=classifier:classifier --reference=images/test.tar --num_samples=2000
+
 Writes NAME.md, NAME.csv, NAME.json and NAME.png into --output, NAME being the study's. Every cell's result
 is kept in --output/cells: the same command, after an interruption or with more values, computes only what
-is missing. Settings of sampling given as flags hold for all cells and win over a study's. Under `torchrun
+is missing. Over several seeds table and plot show mean and standard deviation, and what the report found is
+judged. Settings of sampling given as flags hold for all cells and win over a study's. Under `torchrun
 --nproc_per_node=GPUS -m train.sweep ...` the processes share the images of each cell."""
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list(
     "model", [], "Transformers to sample from (folders, files or hub ids), or folders with both networks. "
-    "Several are an axis: of training steps, where all are exported from a run.", flag_values=FLAGS,
+    "Several are an axis: of training steps, where all are exported from a run. {seed} in a name stands "
+    "for the values of --grid=seed=...: models that were trained with these seeds.", flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_multi_string(
     "grid", [], "SETTING=VALUE,VALUE,...; several times for several settings, the first along the plot. "

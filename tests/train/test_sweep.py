@@ -13,11 +13,12 @@ from training import make_shards, run_here, tiny_config
 
 from maskgit_pt import VQVAE, MaskGIT, Transformer
 from maskgit_pt.decoding import resolve
-from train import digits, sweep
+from train import sweep
 from train.configs import digits_tokenizer
+from train.demos.images import load_digits
 from train.evaluation import ModelSource, evaluate
-from train.sweeps import run, studies
-from train.sweeps.cells import CellFiles, Model, plan
+from train.sweeps import findings, run, studies
+from train.sweeps.cells import Cell, CellFiles, Model, plan
 from train.sweeps.report import Sweep, draw, to_csv, to_json, to_markdown
 
 GRID = ["--grid=steps=2,4", "--grid=guidance=0,2"]
@@ -40,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
     config = digits_tokenizer.get_config()
     config.vqvae.filters = 32
     VQVAE(config).save_pretrained(folder / "tokenizer")
-    images = digits.load_digits(0)[0][:200]
+    images = load_digits(None, False, 0)["train"].images[:200]
     np.savez(folder / "digits.npz", arr_0=np.repeat(images[..., None], 3, -1))
     return folder
 
@@ -384,3 +385,91 @@ def test_cell_files(tmp_path):
     files.store(key, {"metrics": {}})
     files.path(key).rename(files.path(other))  # of other settings
     assert files.load(other) == (None, True)
+
+
+def fake(name: str, curves: dict[int, dict], metric: str = "pixels_frechet_distance") -> Sweep:
+    """A sweep whose numbers are given: seed -> value of the axis -> metric."""
+    along = {"gumbel": "choice_temperature", "schedulers": "schedule", "training": "step"}.get(
+        name, name
+    )
+    cells, results = [], []
+    protocol = {
+        "features": {"name": "pixels"}, "samples": {"count": 10, "size": "8 x 8"},
+    }  # fmt: skip
+    for seed, curve in curves.items():
+        for value, number in curve.items():
+            settings = {} if along == "step" else {along: value, "sampler": "confidence"}
+            cells.append(Cell({along: value, "seed": seed}, settings, 0, seed))
+            metrics = {metric: number}
+            results.append({"metrics": metrics, "protocol": protocol, "images_per_second": 1.0})
+    axes = {along: list(next(iter(curves.values()))), "seed": list(curves)}
+    return Sweep(name, name, axes, cells, results, 8)
+
+
+FID, IS = "pixels_frechet_distance", "pixels_class_score"
+GOOD = {  # of each finding a curve that agrees with it, and one that does not
+    "noise in the confidence lowers FID": ({0.0: 9, 4.5: 5, 10.0: 8}, {0.0: 5, 4.5: 6, 10.0: 4}),
+    "FID hardly improves after 12 steps": ({4: 20, 8: 12, 12: 10, 32: 9.5}, {4: 20, 8: 19, 12: 18, 32: 9}),
+    "the Inception Score rises with the steps": ({4: 1, 8: 2, 12: 3}, {4: 3, 8: 1, 12: 2}),
+    "FID is lowest at a weight between none and the largest": (
+        {0.0: 9, 2.0: 5, 9.0: 8}, {0.0: 9, 2.0: 8, 9.0: 7}),
+    "FID is lowest at weight 3": ({2.0: 7, 3.0: 6, 4.0: 8}, {2.0: 5, 3.0: 6, 4.0: 8}),
+    "the Inception Score rises with the weight": ({0.0: 1, 2.0: 2, 9.0: 3}, {0.0: 3, 2.0: 2, 9.0: 1}),
+    "root and linear have the highest Inception Scores": (
+        {"root": 5, "linear": 4, "square": 3}, {"root": 5, "linear": 3, "square": 4}),
+    "root and linear have the highest FID": (
+        {"root": 5, "linear": 4, "square": 3}, {"root": 5, "linear": 3, "square": 4}),
+    "square has the lowest FID at 12 steps": ({"root": 5, "square": 3}, {"root": 2, "square": 3}),
+    "FID falls along the training": ({1: 9, 2: 7, 3: 5}, {1: 5, 2: 9, 3: 7}),
+    "the Inception Score rises along the training": ({1: 1, 2: 2, 3: 3}, {1: 3, 2: 1, 3: 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("finding", findings.FINDINGS, ids=lambda finding: finding.text)
+def test_each_finding_can_hold_and_fail(finding):
+    """Seeds that agree, that do not, and that disagree; a curve without the values is not judged."""
+    good, bad = GOOD[finding.text]
+    metric = FID if finding.metric == "fid" else IS
+    for curves, verdict in (
+        ({0: good, 1: good}, findings.HOLDS),
+        ({0: bad, 1: bad}, findings.FAILS),
+        ({0: good, 1: bad}, findings.UNDECIDED),
+    ):
+        judged = findings.judge(fake(finding.study, curves, metric))
+        assert [v.verdict for v in judged if v.finding is finding] == [verdict]
+    first = dict([next(iter(good.items()))])
+    judged = findings.judge(fake(finding.study, {0: first, 1: first}, metric))
+    assert finding not in [v.finding for v in judged] or finding.text.startswith("root")
+
+
+def test_seeds_are_averaged_and_findings_told(tmp_path):
+    sweep_ = fake("guidance", {0: {0.0: 9, 3.0: 5, 9.0: 8}, 1: {0.0: 11, 3.0: 6, 9.0: 7}})
+    text = to_markdown(sweep_)
+    assert "| this model | 3 | 5.5 ± 0.71 | 1 |" in text and "over 2 seeds" in text
+    assert "| FID is lowest at weight 3 | holds | 2 of 2 | 0: 10, 3: 5.5, 9: 7.5 |" in text
+    found = json.loads(to_json(sweep_))
+    assert len(found["cells"]) == 6 and found["findings"][1]["verdict"] == "holds"
+    draw(sweep_, tmp_path / "guidance.png")
+    draw(
+        fake("schedulers", {0: {"root": 3, "arccos": 4}, 1: {"root": 4, "arccos": 5}}),
+        tmp_path / "s.png",
+    )
+    assert Image.open(tmp_path / "s.png").width > 300
+    assert studies.published_curve("schedulers", 512)["square"]["fid"] == 7.50
+
+
+def test_each_seed_has_its_own_model(call, folder, tmp_path, capsys):
+    """{seed} in a name: the cells of a seed are those of its model alone."""
+    for seed in (0, 1):
+        make_transformer(seed).save_pretrained(folder / f"trained_{seed}")
+    own = f"--model={folder / 'trained_{seed}'}"
+    assert call(own, "--grid=guidance=0,2", "--grid=seed=0,1") == 0
+    together = document(tmp_path)["cells"]
+    assert [cell["labels"] for cell in together] == [
+        {"guidance": 0, "seed": 0}, {"guidance": 0, "seed": 1},
+        {"guidance": 2, "seed": 0}, {"guidance": 2, "seed": 1},
+    ]  # fmt: skip
+    assert call(f"--model={folder / 'trained_1'}", "--grid=guidance=0,2", "--grid=seed=1") == 0
+    assert "2 cells, 2 remembered" in capsys.readouterr().out
+    alone = document(tmp_path)["cells"]
+    assert [c["metrics"] for c in alone] == [together[1]["metrics"], together[3]["metrics"]]

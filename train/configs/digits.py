@@ -2,7 +2,7 @@
 
     maskgit-train --config=digits --output=transformer --config.data.tokens=tokens
 
-Cost: two minutes on a CPU core. Part of `maskgit-digits`.
+Cost: two minutes on a CPU core. Part of `maskgit-demo --data=digits`.
 Expected: at least 95% of generated digits are recognised as the class that was asked for.
 """
 

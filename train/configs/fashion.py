@@ -2,7 +2,7 @@
 
     maskgit-train --config=fashion --output=RUN --config.data.tokens=tokens --config.tokenizer=tokenizer
 
-Cost: about fourteen minutes on two CPU cores with bfloat16 units. docs/fashion.md has all commands.
+Cost: about fourteen minutes on two CPU cores with bfloat16 units. Part of `maskgit-demo`.
 Expected: images that one recognises, with guidance 2 and 8 steps.
 """
 

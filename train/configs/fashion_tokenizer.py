@@ -3,7 +3,7 @@
     maskgit-train --config=fashion_tokenizer --output=RUN --config.data.images=images/train \\
         --config.eval_images=images/test --config.eval_features=off
 
-Cost: about eleven minutes on a CPU core with bfloat16 units. docs/fashion.md has all commands.
+Cost: about eleven minutes on a CPU core with bfloat16 units. Part of `maskgit-demo`.
 Expected: PSNR of 23 dB or more on test images, more than 90% of the codes in use.
 """
 

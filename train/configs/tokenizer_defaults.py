@@ -60,7 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
             "eval_show_num": 8,
             # Images that are not trained on: PSNR, SSIM, codebook usage, and rFID as `train.evaluate`.
             "eval_images": "",
-            # Of rFID; "pixels" and "random" need no weights and are no FID; "off": none.
+            # Of rFID, as `maskgit-evaluate --features`; only "inception" is a published FID. "off": none.
             "eval_features": "inception",
             "inception_weights": "",  # torch-fidelity's file; default: downloaded
         }

@@ -42,6 +42,7 @@ class Context:
         cls,
         features: str | Extractor | None = "inception",
         inception_weights: str | os.PathLike | None = None,
+        classifier_network: str | None = None,
         cache: str | os.PathLike | None = None,
         device: str | torch.device = "cpu",
         batch_size: int = 50,
@@ -53,8 +54,10 @@ class Context:
         Within an initialised process group all processes call this together, with the same arguments.
 
         Args:
-          features: "inception", "pixels", "random", or an extractor of your own (`features.Extractor`).
+          features: "inception", "pixels", "random", "classifier:FOLDER", or an extractor of your own
+            (`features.Extractor`).
           inception_weights: torch-fidelity's file; default: downloaded.
+          classifier_network: FILE.py:CLASS, see `classifiers.Classifier`.
           cache: a folder; None: nothing is remembered.
           device, batch_size, progress: as above.
           workers: default: the processes of the default group.
@@ -67,7 +70,7 @@ class Context:
         if isinstance(features, str):
             name = features
             features = workers.on_each_after_first(
-                lambda: make_extractor(name, inception_weights, device)
+                lambda: make_extractor(name, inception_weights, device, classifier_network)
             )
         return cls(features, workers, Cache(cache), device, batch_size, progress)
 

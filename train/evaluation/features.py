@@ -1,4 +1,7 @@
-"""Feature extractors: TF-Inception for published metrics, two small ones that need no weights."""
+"""Feature extractors: TF-Inception for published metrics, and two small ones that need no weights.
+
+A classifier of one's own stands in `classifiers`.
+"""
 
 import contextlib
 import os
@@ -31,6 +34,7 @@ class Extractor(Protocol):
     Attributes:
       name: opens the names of metrics, unless it is "inception".
       has_logits: whether it gives logits as well.
+      class_names: optional: what the logits are of, where these are the classes of the images.
       protocol: what it is, for the report; JSON.
       fingerprint: changes with the features it gives.
     """
@@ -163,19 +167,41 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
 }
 
 
+CLASSIFIER = "classifier:"  # and a folder, see `classifiers`
+
+
+def check_name(name: str) -> str:
+    """The name of an extractor; ValueError for one that `make_extractor` does not know."""
+    if name in EXTRACTORS or (name.startswith(CLASSIFIER) and name != CLASSIFIER):
+        return name
+    accepted = ", ".join((*EXTRACTORS, f"{CLASSIFIER}FOLDER"))
+    raise ValueError(f"features are {name!r}; accepted: {accepted}")
+
+
 def make_extractor(
     name: str,
     weights: str | os.PathLike | None = None,
     device: str | torch.device = "cpu",
+    network: str | None = None,
 ) -> Extractor:
-    """One of `EXTRACTORS`; `weights` belong to "inception"."""
-    if name not in EXTRACTORS:
-        raise ValueError(f"features are {name!r}; accepted: {', '.join(EXTRACTORS)}")
-    if name == "inception":
-        return Inception(weights, device)
-    if weights:
+    """One of `EXTRACTORS`, or "classifier:FOLDER".
+
+    Args:
+      name: which.
+      weights: belong to "inception".
+      device: where it runs.
+      network: belongs to a classifier, see `classifiers.Classifier`.
+    """
+    from train.evaluation.classifiers import Classifier
+
+    check_name(name)
+    if network and not name.startswith(CLASSIFIER):
+        raise ValueError(f"features {name!r} take no network; it belongs to {CLASSIFIER}FOLDER")
+    if weights and name != "inception":
         raise ValueError(f"features {name!r} take no weights; they belong to 'inception'")
-    return EXTRACTORS[name](device=device)
+    if name.startswith(CLASSIFIER):
+        return Classifier(name.removeprefix(CLASSIFIER), device, network)
+    return Inception(weights, device) if name == "inception" else EXTRACTORS[name](device=device)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ class ModelSource(Source):
     Args:
       model: a `maskgit_pt.MaskGIT`.
       count: how many images.
-      labels: class ids that take turns; default: all classes.
+      labels: class ids that take turns (`turns`); default: all classes.
       seed: of the noise; image i depends on it and i alone.
       settings: of `MaskGIT.decoding`.
       weights: fingerprint of the weights; without it nothing is cached.
@@ -40,16 +40,17 @@ class ModelSource(Source):
     ):
         self.model, self.count, self.seed, self.weights = model, count, seed, weights
         classes = max(model.num_classes, 1)  # a model without classes takes 0 for every image
-        self.labels = list(range(classes) if labels is None else labels)
-        wrong = [label for label in self.labels if not 0 <= label < classes]
-        if wrong or not self.labels:
+        self.turns = list(range(classes) if labels is None else labels)
+        wrong = [label for label in self.turns if not 0 <= label < classes]
+        if wrong or not self.turns:
             raise ValueError(f"labels are {wrong}; accepted: 0 to {classes - 1}")
+        self.labels = np.resize(np.array(self.turns, np.int64), count)
         self.options = model.decoding(**(settings or {}))
         self.size = (model.image_size, model.image_size)
-        whole = self.labels == list(range(classes))
+        whole = self.turns == list(range(classes))
         settings = self.options.describe()
         self.protocol = describe_images(name, self, "8-bit arrays") | {
-            "labels": f"{list_classes(self.labels)} in turn{' (all)' if whole else ''}",
+            "labels": f"{list_classes(self.turns)} in turn{' (all)' if whole else ''}",
             "seed": seed,
             "sampler": settings.pop("sampler"),
             "settings": dict(sorted(settings.items())),
@@ -62,7 +63,7 @@ class ModelSource(Source):
 
     def read(self, start: int, stop: int) -> np.ndarray:
         indices = range(start, min(stop, self.count))
-        labels = torch.tensor([self.labels[i % len(self.labels)] for i in indices])
+        labels = torch.from_numpy(self.labels[start : indices.stop])
         size = stop - start
         result = self.model.sample_indices(labels, indices, self.seed, self.options, size)
         return to_bytes(result.wait().images)
@@ -73,4 +74,4 @@ class ModelSource(Source):
             return None
         described = {name: value for name, value in self.protocol.items() if name != "name"}
         device = self.model.device.type
-        return json.dumps([self.weights, described, self.labels, device], sort_keys=True)
+        return json.dumps([self.weights, described, self.turns, device], sort_keys=True)

@@ -10,6 +10,7 @@ import numpy as np
 from train.evaluation import manifold
 from train.evaluation.context import SPATIAL_STATISTICS, Context
 from train.evaluation.extraction import Arrays
+from train.evaluation.features import Extractor
 from train.evaluation.frechet import frechet_distance
 from train.evaluation.inception_score import inception_score
 from train.evaluation.kernel_distance import SUBSET_SIZE, SUBSETS, kernel_distance
@@ -17,7 +18,7 @@ from train.evaluation.reference import Reference, load_reference
 from train.evaluation.report import Evaluation, check_metrics, metric_name, versions
 from train.evaluation.sources import ArraySource, Source, open_source
 
-_BY_DEFAULT = ("fid", "inception_score", *manifold.METRICS)
+_BY_DEFAULT = ("fid", "inception_score", "recognised", *manifold.METRICS)
 ON_REQUEST = ("sfid", "kid")
 METRICS = (*_BY_DEFAULT, *ON_REQUEST)
 _OF_FEATURES = (*manifold.METRICS, "kid")  # need the reference's features, not only statistics
@@ -66,7 +67,7 @@ def evaluate(
     source = as_source(samples, "samples")
     context = context or Context.make(**how)
     plan = _Plan(context, wanted, metrics is not None, neighbours, splits, shuffle)
-    plan.check(len(source), reference is not None)
+    plan.check(source, reference is not None)
     compared = None
     if reference is not None:
         compared = load_reference(
@@ -74,7 +75,8 @@ def evaluate(
             with_features=plan.needs_features, with_spatial="sfid" in plan.metrics,
         )  # fmt: skip
     plan.drop_impossible(compared)
-    logits, spatial = ("inception_score" in plan.metrics, "sfid" in plan.metrics)
+    logits = bool({"inception_score", "recognised"} & set(plan.metrics))
+    spatial = "sfid" in plan.metrics
     found = context.features(source, "samples", logits, spatial)
     values = context.workers.on_first(lambda: plan.compute(source, found, compared))
     protocol = {"samples": source.protocol}
@@ -83,6 +85,24 @@ def evaluate(
     protocol |= {"features": context.extractor.protocol} | plan.protocol()
     named = {metric_name(metric, context.extractor.name): v for metric, v in values.items()}
     return Evaluation(named, protocol | {"versions": versions()})
+
+
+def _recognisable(source: Source, extractor: Extractor) -> str | None:
+    """What is missing to ask a classifier for the classes of the images; None if nothing is."""
+    names = getattr(extractor, "class_names", None)
+    if names is None:
+        return f"a classifier of these classes, which {extractor.name!r} is not"
+    if source.labels is None:
+        return f"labels, which {source.protocol['name']} does not have"
+    if source.class_names not in (None, names):
+        theirs, own = (", ".join(some[:3]) for some in (source.class_names, names))
+        return f"a classifier of the same classes; the images have {theirs}, ..., it has {own}, ..."
+    highest = int(source.labels.max())
+    return (
+        f"a classifier of {highest + 1} classes; it has {len(names)}"
+        if highest >= len(names)
+        else None
+    )
 
 
 def as_source(images: Images, name: str, image_size: int | None = None) -> Source:
@@ -119,16 +139,20 @@ class _Plan:
     def needs_features(self) -> bool:
         return any(name in self.metrics for name in _OF_FEATURES)
 
-    def check(self, count: int, has_reference: bool) -> None:
+    def check(self, source: Source, has_reference: bool) -> None:
         """Complains about what cannot work, before hours are spent on it."""
-        extractor = self.context.extractor
+        extractor, count = self.context.extractor, len(source)
         if not has_reference:
-            self._leave_out([m for m in self.metrics if m != "inception_score"], "a reference")
+            alone = ("inception_score", "recognised")
+            self._leave_out([m for m in self.metrics if m not in alone], "a reference")
         if not extractor.has_logits:
             missing = f"classes, which {extractor.name!r} does not give"
             self._leave_out(["inception_score"], missing)
         if not getattr(extractor, "has_spatial", False):
             self._leave_out(["sfid"], f"spatial features, which {extractor.name!r} does not give")
+        problem = _recognisable(source, extractor)
+        if problem:
+            self._leave_out(["recognised"], problem)
         if not self.metrics:
             raise ValueError("nothing to compute: no reference, and features without classes")
         if "inception_score" in self.metrics and not 1 <= self.splits <= count:
@@ -193,6 +217,9 @@ class _Plan:
         if "inception_score" in self.metrics:
             mean, deviation = inception_score(found["logits"], self.splits, self.shuffle)
             values |= {"inception_score": mean, "inception_score_std": deviation}
+        if "recognised" in self.metrics:
+            guesses = np.asarray(found["logits"]).argmax(1)
+            values["recognised"] = float((guesses == source.labels).mean())
         if self.needs_neighbours:
             four = manifold.manifold_metrics(
                 found["features"], compared.features, self.neighbours, device=self.context.device,

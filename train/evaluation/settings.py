@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from maskgit_pt.command_line import UsageError
 from maskgit_pt.files import user_cache
 from maskgit_pt.launch import Processes
 from maskgit_pt.settings import setting
 from train.evaluation.context import Context
-from train.evaluation.features import EXTRACTORS
+from train.evaluation.features import check_name
 from train.evaluation.reference import Reference, load_reference
 from train.evaluation.report import Evaluation
 from train.evaluation.samples import METRICS, ON_REQUEST, evaluate
@@ -39,9 +40,14 @@ class EvaluationSettings:
     )
     features: str = setting(
         "inception",
-        "inception is what published numbers are made of; with the others, which need no weights, metrics "
-        "have other names.",
-        choices=sorted(EXTRACTORS),
+        "inception is what published numbers are made of. With the others metrics have other names: "
+        "classifier:FOLDER, a network of your own or of maskgit-classifier; pixels and random need no "
+        "weights.",
+    )
+    classifier_network: str | None = setting(
+        None,
+        "With --features=classifier:FOLDER, FILE.py:CLASS: the folder's weights belong to this network. The "
+        "file is run.",
     )
     inception_weights: str | None = setting(
         None, "torch-fidelity's file. Default: downloaded once."
@@ -58,6 +64,12 @@ class EvaluationSettings:
         "--cache= for none.",
     )
     batch_size: int = setting(50, "Images at a time, in each process.", least=1)
+
+    def __post_init__(self):
+        try:
+            check_name(self.features)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
 
     @property
     def metric_names(self) -> list[str] | None:
@@ -97,6 +109,7 @@ class EvaluationSettings:
         return {
             "features": self.features,
             "inception_weights": self.inception_weights,
+            "classifier_network": self.classifier_network,
             "cache": self.cache_folder() if workers.is_main else None,
             "device": device,
             "batch_size": self.batch_size,

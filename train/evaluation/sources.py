@@ -23,7 +23,7 @@ from train.data.images import crop, open_images
 from train.evaluation.npz import Npz
 
 _AT_ONCE = 1024  # files handed to the reading threads
-_SAMPLE_NAME = re.compile(r"class\d{4,}_(\d{6,})\.png")  # as maskgit_pt.sample writes them
+_SAMPLE_NAME = re.compile(r"class(\d{4,})_(\d{6,})\.png")  # as maskgit_pt.sample writes them
 
 
 class Source:
@@ -31,11 +31,15 @@ class Source:
 
     Attributes:
       size: (H, W) of every image.
+      labels: the class of each, int64 [N]; None if it is not known.
+      class_names: what the labels stand for; None if it is not known.
       protocol: what the images are, for the report; JSON.
       prefetch: whether another thread may call `read` while a network runs.
     """
 
     size: tuple[int, int]
+    labels: np.ndarray | None = None
+    class_names: list[str] | None = None
     protocol: dict[str, Any]
     prefetch = True
 
@@ -112,7 +116,10 @@ class NpzSource(Source):
         self.size = shape[1:3]
         self.protocol = describe_images(path.name, self, "npz")
         if "arr_1" in self.npz.names:  # the ADM evaluator's place for labels
-            self.protocol["labels"] = list_classes(np.unique(self.npz.array("arr_1")).tolist())
+            labels = self.npz.array("arr_1")
+            self.protocol["labels"] = list_classes(np.unique(labels).tolist())
+            if labels.shape == (len(self),) and labels.dtype.kind in "iu":
+                self.labels = labels.astype(np.int64)
         if path.name == SAMPLES_NAME:
             self.protocol |= _generated(path.parent)
         self._lock = threading.Lock()
@@ -152,8 +159,11 @@ class CollectionSource(Source):
             self.protocol["resize"] = f"center crop, shorter side to {image_size} ({how})"
         if len(images.class_names) > 1:
             self.protocol["labels"] = f"{len(images.class_names)} classes"
+            self.labels, self.class_names = images.labels, images.class_names
         if _SAMPLE_NAME.fullmatch(images.name(0)):
             self.protocol |= _generated(path)
+            names = map(_SAMPLE_NAME.fullmatch, map(images.name, range(len(images))))
+            self.labels = np.array([int(name[1]) for name in names], np.int64)
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def __len__(self) -> int:
@@ -205,6 +215,9 @@ class FirstImages(Source):
             )
         self.source, self.size, self.prefetch = source, source.size, source.prefetch
         self.index = [i * len(source) // count for i in range(count)] if spread else range(count)
+        self.class_names = source.class_names
+        if source.labels is not None:
+            self.labels = source.labels[list(self.index)]
         which = "evenly spread" if spread else "the first"
         self.protocol = source.protocol | {
             "count": count, "subset": f"{which} {count} of {len(source)}",
@@ -254,7 +267,7 @@ def _open_collection(path: Path) -> Images:
     if not path.is_dir():
         return open_images(path)
     top = sorted(entry.name for entry in os.scandir(path) if is_image(entry.name))
-    samples = {int(found[1]): name for name in top if (found := _SAMPLE_NAME.fullmatch(name))}
+    samples = {int(found[2]): name for name in top if (found := _SAMPLE_NAME.fullmatch(name))}
     if samples:  # a folder of maskgit_pt.sample: no grid, no pictures of steps; in order
         return _files(path, [samples[index] for index in sorted(samples)])
     if top:

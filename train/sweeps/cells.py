@@ -82,6 +82,7 @@ def plan(
     model_axis: str,
     seed: int,
     models_first: bool = False,
+    seeds: Sequence[int] = (),
 ) -> tuple[dict[str, list[Any]], list[Cell]]:
     """All combinations.
 
@@ -89,10 +90,12 @@ def plan(
       fixed: settings of all cells; they win over those of cases.
       grid: setting (or "seed") -> values.
       cases: name -> settings; {} for none.
-      models: the models; an axis of the sweep if there are several.
+      models: the models; an axis of the sweep if there are several. With `seeds` those of the first seed,
+        and a cell's `model` counts on through those of the others.
       model_axis: its name.
       seed: of the noise, unless it is swept.
       models_first: whether the plot runs along the models.
+      seeds: those that have models of their own; () if all seeds share them.
 
     Returns:
       axis -> values, the first one along the plot; the cells, the last axis fastest.
@@ -113,6 +116,7 @@ def plan(
         settings = cases.get(labels.get(CASE), only) | fixed | chosen
         own_seed = settings.pop("seed", seed)
         index = axes[model_axis].index(labels[model_axis]) if len(models) > 1 else 0
+        index += seeds.index(own_seed) * len(models) if seeds else 0
         cells.append(Cell(labels, settings, index, own_seed))
     return axes, cells
 

@@ -7,15 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maskgit_pt.decoding import resolve
 from maskgit_pt.files import write_atomically
-from train.evaluation.report import column_title, markdown, protocol_text, value_text
+from train.evaluation.report import column_title, markdown, metric_name, protocol_text, value_text
+from train.evaluation.samples import METRICS
+from train.sweeps import findings
 from train.sweeps.cells import CASE, Cell, describe, title
 from train.sweeps.cells import value_text as setting_text
-from train.sweeps.studies import PUBLISHED, Published
+from train.sweeps.studies import PUBLISHED, Published, published_curve
 
 OURS = "this model"
 SUFFIXES = (".md", ".csv", ".json", ".png")  # of the files that `write` makes
+_REPORT = "Besnier & Chen 2023"
 _MOST_TICKS = 10  # one for each value; more would run into each other
 
 
@@ -48,6 +53,38 @@ class Sweep:
     def metrics(self) -> list[str]:
         """Names of all metrics but deviations."""
         return [name for name in self.results[0]["metrics"] if not name.endswith("_std")]
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds are an axis beside another one; 1 if they are none."""
+        return len(self.axes["seed"]) if "seed" in self.axes and len(self.axes) > 1 else 1
+
+    def over_seeds(self) -> "Sweep":
+        """The sweep without its axis of seeds: means, and standard deviations over the seeds."""
+        if self.seeds == 1:
+            return self
+        groups: dict[str, list[int]] = {}
+        for i, cell in enumerate(self.cells):
+            rest = {name: value for name, value in cell.labels.items() if name != "seed"}
+            groups.setdefault(describe(rest), []).append(i)
+        cells, results = [], []
+        for members in groups.values():
+            first = self.cells[members[0]]
+            labels = {name: value for name, value in first.labels.items() if name != "seed"}
+            cells.append(dataclasses.replace(first, labels=labels))
+            results.append(self._mean(members))
+        axes = {name: values for name, values in self.axes.items() if name != "seed"}
+        return dataclasses.replace(self, axes=axes, cells=cells, results=results)
+
+    def _mean(self, members: list[int]) -> dict[str, Any]:
+        """One result of several cells."""
+        own = [self.results[i] for i in members]
+        metrics = {}
+        for name in self.metrics:
+            values = [result["metrics"][name] for result in own]
+            metrics |= {name: float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=1))}
+        rate = float(np.mean([result["images_per_second"] for result in own]))
+        return own[0] | {"metrics": metrics, "images_per_second": rate}
 
     def published(self) -> list[tuple[Published, int]]:
         """Published results of these settings, each with the number of the last such cell."""
@@ -113,7 +150,8 @@ def write(sweep: Sweep, folder: Path) -> str:
 
 
 def to_markdown(sweep: Sweep) -> str:
-    """The table, what is behind the published numbers, and the protocol."""
+    """The table, what is behind the published numbers, what was found, and the protocol."""
+    whole, sweep = sweep, sweep.over_seeds()
     lines = rows(sweep)
     notes = list(dict.fromkeys(row.source for row in lines if row.source))
     with_settings = CASE in sweep.axes or not sweep.axes
@@ -129,7 +167,10 @@ def to_markdown(sweep: Sweep) -> str:
         cells += [_settings(row)] if with_settings else []
         table.append(cells)
     parts = [f"# {_capital(sweep.title)}", markdown(table).rstrip()]
+    if whole.seeds > 1:
+        parts.append(f"Mean ± standard deviation over {whole.seeds} seeds.")
     parts += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
+    parts += findings.as_markdown(findings.judge(whole))
     if not sweep.comparable:
         parts.append(
             "These metrics are not of Inception's features: no FID, and not to be held against published "
@@ -137,7 +178,7 @@ def to_markdown(sweep: Sweep) -> str:
         )
     elif not notes:
         parts.append("No published numbers are known for these settings.")
-    parts.append(f"Protocol: {protocol_text(common_protocol(sweep))}")
+    parts.append(f"Protocol: {protocol_text(common_protocol(whole))}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -172,7 +213,8 @@ def to_json(sweep: Sweep) -> str:
     ]
     document = {
         "name": sweep.name, "title": sweep.title, "axes": sweep.axes, "cells": own,
-        "published": published, "protocol": common_protocol(sweep),
+        "published": published, "findings": findings.as_json(findings.judge(sweep)),
+        "protocol": common_protocol(sweep),
     }  # fmt: skip
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
@@ -220,6 +262,7 @@ def draw(sweep: Sweep, path: Path) -> None:
         raise ImportError(
             "matplotlib is not installed; it comes with the extra 'train': pip install 'maskgit_pt[train]'"
         ) from None
+    seeds, sweep = sweep.seeds, sweep.over_seeds()
     metrics = sweep.metrics
     columns = min(3, len(metrics))
     lines = -(-len(metrics) // columns)
@@ -244,6 +287,7 @@ def draw(sweep: Sweep, path: Path) -> None:
     features = first["features"]["name"]
     about = f"{count:,} samples a point, {size} px, features: {features}"
     about += "" if sweep.comparable else " (not FID)"
+    about += f", mean and deviation of {seeds} seeds" if seeds > 1 else ""
     figure.suptitle(f"{_capital(sweep.title)}\n{about}", fontsize="medium")
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120)
@@ -272,7 +316,10 @@ def _draw_panel(axis: Any, sweep: Sweep, metric: str) -> None:
             x, y, deviation if any(deviation) else None, fmt="o-" if numeric else "o", label=name,
             color=colors[name], markersize=4, linewidth=1.2, capsize=2, zorder=3,
         )  # fmt: skip
-    _draw_published(axis, sweep, metric, place, colors)
+    if sweep.comparable:
+        _draw_published(axis, sweep, metric, place, colors)
+    else:
+        _draw_beside(axis, sweep, metric, place, numeric)
     if numeric and len(values) <= _MOST_TICKS:
         axis.set_xticks(values, [setting_text(value) for value in values])
     elif numeric:
@@ -312,6 +359,28 @@ def _draw_published(
             color = colors[_line(sweep, labels)]
         axis.plot(place[labels.get(along, "")], value, "*", color=color, markersize=11, label=label,
                   alpha=0.7, zorder=2, markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
+
+
+def _draw_beside(
+    axis: Any, sweep: Sweep, metric: str, place: dict[Any, float], numeric: bool
+) -> None:
+    """The report's own values of a study, on an axis of their own: other images, other features."""
+    extractor = sweep.results[0]["protocol"]["features"]["name"]
+    names = {metric_name(name, extractor): name for name in METRICS}
+    image_size, curve = max(
+        ((size, published_curve(sweep.name, size)) for size in (256, 512)), key=lambda c: len(c[1])
+    )
+    points = {at: m[names[metric]] for at, m in curve.items() if names.get(metric) in m}
+    points = {at: value for at, value in points.items() if numeric or at in place}
+    if not points:
+        return
+    beside = axis.twinx()
+    x = [at if numeric else place[at] for at in points]
+    beside.plot(x, list(points.values()), "*--", color="C1", markersize=9, linewidth=0.8, alpha=0.7)
+    beside.tick_params(axis="y", colors="C1", labelsize="x-small")
+    beside.margins(y=0.3)
+    label = f"published: {_REPORT}, ImageNet {image_size} px (right axis)"
+    axis.plot([], [], "*--", color="C1", label=label)
 
 
 def _line(sweep: Sweep, labels: dict[str, Any]) -> str:

@@ -36,6 +36,8 @@ from train.sweeps.cells import (
 from train.sweeps.report import SUFFIXES, Sweep, is_sweep, write
 from train.sweeps.studies import STUDIES, Study
 
+SEED = "{seed}"  # in the name of a model or run: each seed has its own
+
 
 @dataclasses.dataclass(frozen=True)
 class SweepSettings:
@@ -44,7 +46,8 @@ class SweepSettings:
     study: str | None = setting(None, f"One of: {', '.join(STUDIES)}.")
     run: str | None = setting(
         None,
-        "Instead of --model, the checkpoints of a training run; --grid=step=... for some of them.",
+        "Instead of --model, the checkpoints of a training run; --grid=step=... for some of them. It may "
+        "hold {seed}, as --model.",
     )
     average: bool = setting(True, "Of --run: the averaged weights.")
     num_samples: int = setting(50_000, "In each cell.", least=1)
@@ -71,6 +74,11 @@ class Job:
     decoding: Settings
     measure: EvaluationSettings
     asked: SweepSettings
+
+    @property
+    def by_seed(self) -> bool:
+        """Whether each seed has models of its own."""
+        return any(SEED in name for name in (*self.models, self.asked.run or ""))
 
     @property
     def study(self) -> Study | None:
@@ -110,12 +118,10 @@ class Sweeping:
         self.job, self.device, self.workers = job, device, workers
         names = job.measure.metric_names
         self.metrics = None if names is None else check_metrics(names, METRICS)
-        asked, study = job.asked, job.study
-        if asked.run:
-            axis = "step"
-            self.models = run_models(Path(asked.run), grid.pop("step", None), asked.average)
-        else:
-            axis, self.models = exported_models(job.models)
+        study = job.study
+        seeds = grid.get("seed", [job.settings.seed]) if job.by_seed else []
+        axis, models = self._find_models(grid.pop("step", None), seeds)
+        self.models = [model for some in models for model in some]
         self._loaded: tuple[int, Any] | None = None
         model = self._model(0)
         self.size, self.num_classes = model.image_size, model.num_classes
@@ -125,8 +131,8 @@ class Sweeping:
         if "steps" in own_grid and "steps" not in grid:
             own_grid["steps"] = self._possible_steps(own_grid["steps"], model.num_tokens)
         self.axes, self.cells = plan(
-            fixed | job.decoding, own_grid | grid, cases, self.models, axis, job.settings.seed,
-            models_first=bool(study and study.over_training),
+            fixed | job.decoding, own_grid | grid, cases, models[0], axis, job.settings.seed,
+            models_first=bool(study and study.over_training), seeds=seeds,
         )  # fmt: skip
         for cell in self.cells:
             try:
@@ -134,6 +140,32 @@ class Sweeping:
             except ValueError as error:
                 raise ValueError(f"{cell}: {error}") from None
         self.title = study.title if study else f"{' and '.join(self.axes) or 'one cell'}"
+
+    def _find_models(
+        self, steps: list[int] | None, seeds: Sequence[int]
+    ) -> tuple[str, list[list[Model]]]:
+        """The axis of the models, and the models of each seed; of all seeds together if `seeds` is empty."""
+        asked = self.job.asked
+
+        def find(seed: str) -> tuple[str, list[Model]]:
+            if asked.run:
+                run = Path(asked.run.replace(SEED, seed))
+                return "step", run_models(run, steps, asked.average)
+            return exported_models([name.replace(SEED, seed) for name in self.job.models])
+
+        found = [find(str(seed)) for seed in seeds] or [find(SEED)]
+        axis, first = found[0]
+        for (_, models), seed in zip(found, seeds, strict=False):
+            if (
+                len(models) > 1
+                and axis == "step"
+                and [m.label for m in models] != [m.label for m in first]
+            ):
+                raise ValueError(
+                    f"the models of seed {seed} are of steps {[m.label for m in models]}, those of seed "
+                    f"{seeds[0]} of {[m.label for m in first]}; accepted: the same steps (--grid=step=...)"
+                )
+        return axis, [models for _, models in found]
 
     def run(self) -> int:
         """Computes what is missing, and writes the report."""

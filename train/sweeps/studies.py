@@ -8,7 +8,7 @@ choice. A published result is shown beside every cell of any sweep that has the 
 import dataclasses
 from typing import Any
 
-from maskgit_pt.decoding import Settings
+from maskgit_pt.decoding import Settings, resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,3 +189,21 @@ PUBLISHED: tuple[Published, ...] = (
     Published("Wang et al. 2025 (ReMDM), on Google's weights", 256, _REMDM, {"fid": 4.45},
               "arXiv 2503.00307"),
 )  # fmt: skip
+
+
+def published_curve(name: str, image_size: int) -> dict[Any, dict[str, float]]:
+    """What the report itself published along a study: value of the axis -> metrics; {} for other sweeps.
+
+    Only points whose numbers are in its text; the curves of its figures are not.
+    """
+    study = STUDIES.get(name)
+    fixed, grid, _ = study.at(image_size) if study else ({}, {}, {})
+    found = {}
+    for axis, values in grid.items():
+        for value in values:
+            settings = resolve(fixed | {axis: value})
+            for record in PUBLISHED:
+                same = record.image_size == image_size and resolve(record.settings) == settings
+                if same and record.who.startswith("Besnier"):
+                    found[value] = record.metrics
+    return found

@@ -21,6 +21,7 @@ from maskgit_pt.nets.vqgan_tokenizer import QUANTIZERS, VQVAE
 from train import evaluation, randomness, settings
 from train.configs import tokenizer_defaults
 from train.data import batches as data
+from train.evaluation.features import check_name
 from train.evaluation.reference import load_reference
 from train.evaluation.sources import Source
 from train.run import distributed, profiles
@@ -365,7 +366,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     settings.check_choice(config, "vqvae.quantizer", tuple(QUANTIZERS))
     settings.check_choice(config, "vqgan.loss_type", ("non-saturating", "hinge"))
     settings.check_choice(config, "vqgan.gradient_penalty", ("r1", "none"))
-    settings.check_choice(config, "eval_features", ("inception", "pixels", "random", "off"))
+    if config.eval_features != "off":
+        try:
+            check_name(config.eval_features)
+        except ValueError as error:
+            raise ValueError(f"config.eval_features: {error}, off") from None
     settings.check_choice(config, "optimizer.decay", optimizers.DECAYS)
     settings.check_choice(config, "optimizer.lr_schedule", optimizers.SCHEDULES)
     for name in ("batch_size", "num_train_steps", "log_every_steps", "checkpoint_every_steps",

@@ -1,0 +1,86 @@
+"""Command line: `maskgit-demo`, the whole method on real images, in minutes on a CPU."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from maskgit_pt import command_line
+from maskgit_pt.files import hold_folder
+from maskgit_pt.settings import define_flags, from_flags, setting
+from train.demos.images import DATA_SETS
+from train.demos.plan import Plan
+from train.demos.stages import Stages
+
+PROGRAM = "maskgit-demo"
+USAGE = """\
+Trains both stages on real images, generates, scores, and draws one page that shows it all.
+
+  maskgit-demo --data=fashion --minutes=15
+  maskgit-demo --data=digits
+
+fashion is Fashion-MNIST, 70,000 photographs of clothes of ten classes, 28 x 28 pixels. Its four IDX files are
+looked for in --files, in Debian's folder of the package dataset-fashion-mnist, and where torchvision puts
+them; --download fetches them. digits are scikit-learn's handwritten digits, 8 x 8 pixels.
+
+Everything goes into --output: the page is index.html, the figures stand in report.json. Every step is one of
+the project's commands, printed as one would type it. Interrupted, the same command goes on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoSettings:
+    """Each field is the value of the flag of its name."""
+
+    data: str = setting("fashion", "Which images.", choices=tuple(DATA_SETS))
+    output: str | None = setting(None, "Folder for everything. Default: the name of --data.")
+    minutes: float | None = setting(
+        None,
+        "How long it may take; steps follow from a rate that is measured. Default: the recipes' steps.",
+        least=1,
+    )
+    seed: int = setting(0, "Of the training and the samples; of digits, of the split.", least=0)
+    files: str | None = setting(None, "Folder with the IDX files.")
+    download: bool = setting(False, "Fetch images that are not here, through torchvision.")
+    num_samples: int | None = setting(
+        None, "Images to generate. Default: 2000, of digits 1000.", least=10
+    )
+    processes: int | None = setting(
+        None, "That train side by side, a thread each. Default: the cores, at most 4.", least=1
+    )
+    tokenizer_config: list[str] = setting(
+        (), "Changed settings of the tokenizer's recipe, e.g. num_train_steps=100,batch_size=32."
+    )
+    config: list[str] = setting((), "Likewise, of the transformer's.")
+    classifier_steps: int = setting(3000, "Steps of the classifier that judges.", least=2)
+    few: int | None = setting(None, "Take only the first images of each part: to try it.", least=20)
+
+
+FLAGS = flags.FlagValues()
+define_flags(DemoSettings, FLAGS)
+
+
+def main() -> int:
+    """Runs the demo that the flags describe."""
+    settings = from_flags(DemoSettings, FLAGS)
+    folder = Path(settings.output or settings.data)
+    # What the result depends on; where the images were found is no part of it.
+    apart = ("output", "files", "download")
+    asked = {k: v for k, v in dataclasses.asdict(settings).items() if k not in apart}
+    stages = Stages(folder, asked)
+    with hold_folder(folder, "making a demo"):
+        report = Plan(settings, folder, stages).run()
+    for name, value in report.items():
+        print(f"{name}: {value}")
+    print(f"see {folder / 'index.html'}")
+    return 0
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `maskgit-demo`; returns the exit code."""
+    return command_line.run(main, FLAGS, PROGRAM, USAGE, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
