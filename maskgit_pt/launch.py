@@ -135,11 +135,15 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process."""
+        return bool(self.largest(float(flag))[0])
+
+    def largest(self, *values: float) -> list[float]:
+        """The largest of each of the values that the processes give, as float64."""
         if self.world_size == 1:
-            return flag
-        value = torch.tensor(int(flag))
-        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
-        return bool(value)
+            return list(values)
+        found = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.control)
+        return found.tolist()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over processes of a CPU tensor."""

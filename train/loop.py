@@ -6,9 +6,6 @@ resuming, checkpoints, reports and a clean end.
 
 import functools
 import json
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
@@ -24,6 +21,7 @@ from train.run.lock import claim
 from train.run.metrics import Rates, Reporter
 from train.run.profiles import Profile
 from train.run.state import TrainState
+from train.run.stopping import Stop
 from train.tasks.autoencoding import Autoencoding
 from train.tasks.base import Task
 from train.tasks.flops import matrix_rate
@@ -91,15 +89,14 @@ def _train(
     if resumed:
         reporter.write(f"going on from step {state.step}")
     guard = _FiniteGuard(processes.device)
-    stop = _Stop()
+    stop = Stop(processes)
     profile = Profile(config, run, processes)
     batches = task.load(state.step, last)
     ended = early_stop.is_over(run, config, processes)
     try:
         while state.step < last and not ended:
             batch = stop.next(batches)
-            # Before the step: no process is left waiting for the others in the middle of one.
-            if processes.any(stop.asked):
+            if batch is None:
                 guard.check(task, run, processes)
                 checkpoints.save(state, wait=True)
                 reporter.write(f"stopped at step {state.step}, saved; the same command goes on")
@@ -164,46 +161,6 @@ def _rates(config: ml_collections.ConfigDict, task: Task, processes: Processes) 
     device = processes.device
     measure = functools.partial(matrix_rate, device, dtype)
     return Rates(measure(), peak_of(device, dtype) or 0.0, measure)
-
-
-class _Asked(BaseException):
-    """Ends the wait for a batch."""
-
-
-class _Stop:
-    """Notes SIGTERM and the first Ctrl-C instead of dying of them, so that the loop can save."""
-
-    def __init__(self):
-        self.asked, self.interrupted = False, False
-        self._waiting = False
-        self._previous = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._ask)
-
-    def next(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
-        """The next batch; None as soon as a stop is asked for, however long the batch takes."""
-        try:
-            self._waiting = True
-            batch = None if self.asked else next(batches)
-            self._waiting = False
-            return batch
-        except _Asked:
-            return None
-
-    def _ask(self, number: int, *_: object) -> None:
-        if self.interrupted and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.interrupted = number == signal.SIGINT
-        if not self.asked:
-            self.asked = True
-            if self._waiting:
-                self._waiting = False
-                raise _Asked
-
-    def restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 class _FiniteGuard:

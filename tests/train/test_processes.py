@@ -208,15 +208,27 @@ def test_sigterm_under_torchrun_while_waiting_for_data(tokens, tmp_path):
     )  # fmt: skip
     try:
         end = time.monotonic() + 120
-        while process.poll() is None and len(read_metrics(run)) < 3:
+        while process.poll() is None and not read_metrics(run):
             assert time.monotonic() < end
             time.sleep(0.05)
+        time.sleep(1)  # for the steps whose batches are there
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert "stopped at step 3, saved" in error and "exited unexpectedly" not in error, error
-    assert checkpoints.steps(run) == [3]
+    (step,) = checkpoints.steps(run)
+    assert f"stopped at step {step}, saved" in error and "exited unexpectedly" not in error, error
+    assert step == len(read_metrics(run)) <= 3
+
+
+def test_one_that_is_signalled_stops_all_at_one_step(tokens, tmp_path):
+    run = tmp_path / "run"
+    group = start(run, tokens, *ENDLESS, count=2)
+    wait_for_steps(run, lambda: group.alive)
+    os.killpg(group.processes[1].pid, signal.SIGTERM)
+    assert group.wait() == [143, 143]
+    (step,) = checkpoints.steps(run)  # which is not written by processes at different steps
+    assert f"stopped at step {step}, saved" in group.text()
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
