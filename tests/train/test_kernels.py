@@ -10,7 +10,7 @@ from training import arguments, curve, make_shards, one_process, run_here, tiny_
 
 from train.configs import defaults
 from train.run import profiles
-from train.tasks import kernels, networks
+from train.tasks import kernels, networks, one_pass
 from train.tasks.masked_tokens import MaskedTokens
 
 
@@ -84,6 +84,8 @@ def test_everything_compiled(tokens, monkeypatch):
 def train_traced(argv):
     """The command line of training; compiled code is traced but not made into kernels, which takes long."""
     kernels.compile_options = lambda _: {"backend": "aot_eager", "dynamic": False}
+    one_pass.COMPILE["backend"] = "aot_eager"
+    one_pass.suits = lambda config, device: True
     return processes.train(argv)
 
 

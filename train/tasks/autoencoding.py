@@ -229,9 +229,7 @@ class Autoencoding(Task):
                 loss = loss + weight * metrics["adversarial_loss"]
         loss.backward()
         rate = self.learning_rate(step)
-        metrics["grad_norm"] = self.update(TOKENIZER, self.optimizers[TOKENIZER], rate)
-        if self.average:
-            self.average.update(self.tokenizer, step)
+        metrics["grad_norm"] = self.update(TOKENIZER, rate, step, self.average)
         metrics["perplexity"], _ = losses.get_perplexity(codes["encodings"].detach())
         metrics["codebook_usage"] = self._codebook_usage(codes["encoding_indices"])
         metrics["loss"] = loss
@@ -252,7 +250,7 @@ class Autoencoding(Task):
             loss, penalty = self._judge(real, fake)
         (loss + penalty).backward()
         rate = self._rate(step, self.config.optimizer.d_lr)
-        self.update(DISCRIMINATOR, self.optimizers[DISCRIMINATOR], rate)
+        self.update(DISCRIMINATOR, rate, step)
         return {"discriminator_loss": loss.detach(), "gradient_penalty": penalty.detach()}
 
     def noise(self, step: int) -> rng.Rng:

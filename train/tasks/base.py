@@ -12,7 +12,7 @@ from maskgit_pt.launch import Processes
 from train.data import batches as data
 from train.run.metrics import Metrics
 from train.run.state import TrainState
-from train.tasks import optimizers
+from train.tasks import one_pass, optimizers
 
 
 class Task(abc.ABC):
@@ -90,12 +90,23 @@ class Task(abc.ABC):
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=enabled)
 
-    def update(self, name: str, optimizer: torch.optim.Optimizer, rate: float) -> Tensor:
-        """Clips a network's gradients, takes an optimizer step and clears them; returns the norm before."""
-        norm = optimizers.clip_gradients(
-            self.state.models[name].parameters(), self.config.optimizer.clip_norm
-        )
+    def update(
+        self, name: str, rate: float, step: int, average: optimizers.Average | None = None
+    ) -> Tensor:
+        """Clips a network's gradients, takes an optimizer step, clears them, and moves the average along.
+
+        Returns:
+          The norm of the gradients before they were clipped, a scalar tensor.
+        """
+        model, optimizer = self.state.models[name], self.state.optimizers[name]
+        max_norm = self.config.optimizer.clip_norm
         optimizers.set_learning_rate(optimizer, rate)
-        optimizer.step()
+        if one_pass.suits(self.config, self.processes.device):
+            norm = one_pass.update(model, optimizer, average, max_norm, step)
+        else:
+            norm = optimizers.clip_gradients(model.parameters(), max_norm)
+            optimizer.step()
+            if average:
+                average.update(model, step)
         optimizer.zero_grad(set_to_none=True)
         return norm

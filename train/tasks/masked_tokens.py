@@ -1,6 +1,5 @@
 """Stage 2: the transformer learns to fill in masked tokens (Chang et al. 2022, section 3.2)."""
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -211,10 +210,14 @@ class MaskedTokens(Task):
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         codes = batch["codes"] if "codes" in batch else self._tokenize(batch["pixels"])
         loss, correct = self.backward(codes, *(batch[name] for name in self.loss_inputs))
-        with self._rates.step() if self._rates else contextlib.nullcontext():
-            norm = self.update(NAME, self.optimizer, self.learning_rate(step))
-        if self.average:
-            self.average.update(self.model, step)
+        rate = self.learning_rate(step)
+        if self._rates is None:
+            norm = self.update(NAME, rate, step, self.average)
+        else:  # which change the weights once more before they are averaged
+            with self._rates.step():
+                norm = self.update(NAME, rate, step)
+            if self.average:
+                self.average.update(self.model, step)
         self._count(loss, correct, batch, norm)
         return loss.sum() + norm
 

@@ -94,7 +94,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         norm = norm.full_tensor()
     if max_norm > 0:
         scale = torch.clamp(max_norm / norm, max=1.0)
-        torch._foreach_mul_([_local(gradient) for gradient in gradients], scale)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
     return norm
 
 
@@ -113,14 +113,18 @@ class Average:
         self.model = average.eval().requires_grad_(False)
         self.decay = decay
 
+    def decay_at(self, step: int) -> float:
+        """The decay of a step, counted from 0."""
+        return min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Takes in the parameters of `model` after step `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        average = [_local(p) for p in self.model.parameters()]
-        get_ema_multi_avg_fn(decay)(average, [_local(p.detach()) for p in model.parameters()], None)
+        decay = self.decay_at(step)
+        average = [local(p) for p in self.model.parameters()]
+        get_ema_multi_avg_fn(decay)(average, [local(p.detach()) for p in model.parameters()], None)
 
 
-def _local(parameter: Tensor) -> Tensor:
+def local(parameter: Tensor) -> Tensor:
     """The part of a sharded parameter that is here."""
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return parameter.tolocal() if hasattr(parameter, "to_local") else parameter
