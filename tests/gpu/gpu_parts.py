@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gpu_inference
+import gpu_official
 import gpu_training
 import torch
-from gpu_tools import Report, Size
+from gpu_tools import Figures, Report, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,12 @@ PARTS = {
     "tokenizer steps": Part(gpu_training.tokenizer_steps, 90),
     "torchrun": Part(gpu_training.torchrun, 120),
     "memory at 512 px": Part(gpu_inference.memory_at_512_px, 60),
+    "official JAX": Part(gpu_official.official_jax, 120),
 }
 
 
-def run_part(name: str, device: str, size: Size) -> Report:
-    """Answers one part."""
+def run_part(name: str, device: str, size: Size, notes: Path | None = None) -> Report:
+    """Answers one part; notes its figures in a file as they come."""
+    Figures.file = notes
     with tempfile.TemporaryDirectory() as folder:
         return PARTS[name].function(torch.device(device), size, Path(folder))

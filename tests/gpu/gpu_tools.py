@@ -1,14 +1,17 @@
 """What the parts share: sizes, reports, networks, clocks."""
 
+import contextlib
 import dataclasses
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import ml_collections
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskgit_pt.configs import vqgan_config
 from maskgit_pt.nets.maskgit_transformer import Transformer
@@ -48,6 +51,11 @@ class Size:
     repeats: int = 10
 
     @property
+    def is_full(self) -> bool:
+        """Whether this is `FULL`, here or in another process."""
+        return self == FULL
+
+    @property
     def image_size(self) -> int:
         return self.side * 2 ** (len(self.multipliers) - 1)
 
@@ -59,11 +67,34 @@ TOY = Size(
 )  # fmt: skip
 
 
+class Figures(dict):
+    """Figures by name, noted in a file as they come: a part that hangs or dies has told what it found."""
+
+    file: ClassVar[Path | None] = None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        if self.file is not None:
+            with self.file.open("a") as file:
+                file.write(json.dumps({name: value}, default=str) + "\n")
+
+    def __ior__(self, others: Mapping[str, Any]) -> Self:
+        for name, value in others.items():
+            self[name] = value
+        return self
+
+    @classmethod
+    def noted(cls, file: Path) -> dict[str, Any]:
+        """What the file says."""
+        lines = file.read_text().splitlines() if file.exists() else []
+        return {name: value for line in lines for name, value in json.loads(line).items()}
+
+
 @dataclasses.dataclass
 class Report:
-    """Figures by name, and sentences about what is wrong."""
+    """Figures, and sentences about what is wrong."""
 
-    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+    figures: Figures = dataclasses.field(default_factory=Figures)
     wrong: list[str] = dataclasses.field(default_factory=list)
 
     def check(self, right: bool, sentence: str) -> None:
@@ -100,6 +131,37 @@ def on(model: MaskGIT, device: torch.device, dtype: torch.dtype = torch.float32)
     tokenizer = VQVAE(model.tokenizer.config)
     tokenizer.load_state_dict(model.tokenizer.state_dict())
     return MaskGIT(transformer.to(device, dtype), tokenizer.to(device, dtype)).arrange()
+
+
+class _BlockingCopies(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        if function is torch.ops.aten._to_copy.default and not kwargs.get("non_blocking"):
+            devices = args[0].device.type, result.device.type
+            if devices[0] != devices[1]:
+                raise RuntimeError(f"a copy from {devices[0]} to {devices[1]} is waited for")
+        return result
+
+
+@contextlib.contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    """Raises RuntimeError where the host would wait for the device.
+
+    The device "meta" stands in for a GPU where there is none: its numbers cannot be read at all.
+    """
+    if device.type == "meta":
+        with _BlockingCopies():
+            yield
+        return
+    mode = torch.cuda.set_sync_debug_mode if device.type == "cuda" else lambda _: None
+    mode("error")
+    try:
+        yield
+    finally:
+        mode("default")
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,6 +1,5 @@
 """Questions about training; see `gpu_parts`."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import ml_collections
 import torch
-from gpu_tools import FULL, ROOT, Report, Size, milliseconds, peak_gib, tokenizer_config
+from gpu_tools import ROOT, Report, Size, milliseconds, peak_gib, tokenizer_config
 from torch.profiler import ProfilerActivity, profile
 
 from maskgit_pt.launch import Processes
@@ -34,7 +33,7 @@ def _config(size: Size, shards: Path, batch: int, **changes: object) -> ml_colle
         num_heads=size.heads,
     )  # fmt: skip
     config.data.update(tokens=str(shards), num_workers=0)
-    config.compile = size is FULL  # of the toy size the compilation alone would be timed
+    config.compile = size.is_full  # of the toy size the compilation alone would be timed
     config.update_from_flattened_dict(changes)
     return config
 
@@ -111,14 +110,14 @@ def tokenizer_steps(device: torch.device, size: Size, folder: Path) -> Report:
 
     report = Report()
     pictures = _pictures(folder / "images", size.image_size)
-    batch = 8 if size is FULL else 2
+    batch = 8 if size.is_full else 2
     with Processes(device) as processes:
         for penalty in ("none", "r1"):
             torch._dynamo.reset()
             config = tokenizer_defaults.get_config()
             config.update(
                 batch_size=batch, image_size=size.image_size, perceptual_weights="off",
-                eval_features="off", compile=size is FULL,
+                eval_features="off", compile=size.is_full,
             )  # fmt: skip
             config.vqvae.update(tokenizer_config(size).vqvae.to_dict())
             config.vqvae.channel_multipliers = size.multipliers
@@ -133,7 +132,7 @@ def tokenizer_steps(device: torch.device, size: Size, folder: Path) -> Report:
             report.check(value == value, f"{penalty}: the loss is not a number")
     ratio = report.figures["r1: ms"] / report.figures["none: ms"]
     report.figures["R1 takes so many times as long"] = ratio
-    report.check(size is not FULL or ratio < 2, f"with R1 a step takes {ratio:.1f} times as long")
+    report.check(not size.is_full or ratio < 2, f"with R1 a step takes {ratio:.1f} times as long")
     return report
 
 
@@ -194,7 +193,7 @@ def torchrun(device: torch.device, size: Size, folder: Path) -> Report:
 
 def _stop_after_a_line(command: list[str], run: Path) -> tuple[int, float]:
     """Sends SIGTERM after the first metrics; the exit code, and how long the end took."""
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 90
     while process.poll() is None and not read_metrics(run) and time.monotonic() < end:
         time.sleep(0.02)
@@ -203,5 +202,5 @@ def _stop_after_a_line(command: list[str], run: Path) -> tuple[int, float]:
     try:
         return process.wait(40), time.monotonic() - start
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # its processes end with it
         return process.wait(), time.monotonic() - start

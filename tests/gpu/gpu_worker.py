@@ -1,6 +1,9 @@
 """Runs parts one after the other in a process of its own, which may hang or die without ending the rest."""
 
+import contextlib
 import multiprocessing
+import os
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -27,6 +30,8 @@ class Worker:
           TimeoutError: it took longer.
           RuntimeError: it raised, with its traceback; or its process died.
         """
+        if self._process is not None and not self._process.is_alive():
+            self.stop()  # it died after its last answer
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
@@ -41,7 +46,7 @@ class Worker:
                 raise TimeoutError(f"took more than {seconds:.0f} s")
         try:
             kind, value = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join(10)
             code = self._process.exitcode
             self.stop()
@@ -53,8 +58,10 @@ class Worker:
         raise RuntimeError(value)
 
     def stop(self) -> None:
-        """Ends the process."""
+        """Ends the process, and those that it started."""
         if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):  # it leads its session once it serves
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.join()
             self._pipe.close()
@@ -62,6 +69,7 @@ class Worker:
 
 
 def _serve(pipe: Any) -> None:
+    os.setsid()
     while True:
         try:
             function, arguments = pipe.recv()

@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 from gpu_parts import PARTS, run_part
-from gpu_tools import FULL
+from gpu_tools import FULL, Figures
 from gpu_worker import Worker
 
 pytestmark = [
@@ -57,7 +57,7 @@ def session():
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_part(name, session):
+def test_part(name, session, tmp_path):
     left = session.end - time.monotonic()
     if left < 5:
         session.found[name] = {"state": "left out"}
@@ -66,9 +66,10 @@ def test_part(name, session):
     found = session.found[name] = {"state": "failed"}
     try:
         limit = min(left, PARTS[name].seconds)
-        report = session.worker.call(run_part, name, "cuda", FULL, seconds=limit)
+        notes = tmp_path / "figures"
+        report = session.worker.call(run_part, name, "cuda", FULL, notes, seconds=limit)
     except (RuntimeError, TimeoutError) as error:
-        found["wrong"] = [str(error)]
+        found |= {"figures": Figures.noted(notes), "wrong": [str(error)]}
         raise
     finally:
         found["seconds"] = time.monotonic() - start
