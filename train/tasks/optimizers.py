@@ -125,6 +125,6 @@ class Average:
         get_ema_multi_avg_fn(decay)(average, [local(p.detach()) for p in model.parameters()], None)
 
 
-def local(parameter: Tensor) -> Tensor:
-    """The part of a sharded parameter that is here."""
-    return parameter.tolocal() if hasattr(parameter, "to_local") else parameter
+def local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that is here."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
