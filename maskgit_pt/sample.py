@@ -209,7 +209,7 @@ def _fill(
         print(f"{asked.output} holds {len(samples)} images already: they all stay in the set")
     batches = _batches(job, samples, labels, processes, folder, on_cpu)
     total = sum(len(wanted) for _, wanted, _ in batches)
-    bar = progress(total, options.sampler.steps)
+    bar = progress(total, options.sampler.steps - options.start_step)
     with bar, _Writer(folder, model if asked.show_steps else None) as writer:
         previous = None
         for batch, wanted, rng in batches:

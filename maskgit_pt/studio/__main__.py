@@ -1,8 +1,8 @@
 """Command line: `maskgit-studio`, a page in the browser to generate and edit."""
 
 import dataclasses
+import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from maskgit_pt import command_line
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.settings import define_flags, from_flags, setting
+from maskgit_pt.studio import demo
 
 PROGRAM = "maskgit-studio"
 USAGE = """\
@@ -51,14 +52,16 @@ def main() -> int:
     models = from_flags(ModelSettings, FLAGS, labels=None, seed=42)
     if asked.demo == bool(models.model):
         raise UsageError("one of --model and --demo is needed")
-    page, notice = _import_page(), ""
+    _check_gradio()
+    notice = ""
     if asked.demo:
-        folder = demo_model(Path(asked.output))
+        asked = dataclasses.replace(asked, port=asked.port or demo.free_port(_host(asked)))
+        folder = demo.model(Path(asked.output), _host(asked), asked.port)
         models = dataclasses.replace(
             models, model=str(folder / "transformer"), tokenizer=str(folder / "tokenizer")
         )
         notice = "This is a small model of handwritten digits (8 x 8 pixels), for trying the page."
-    serve(make_page(page, models, asked, notice), asked)
+    serve(make_page(models, asked, notice), asked)
     return 0
 
 
@@ -66,7 +69,7 @@ def serve(made, asked: StudioSettings, **options):
     """Serves a page from `make_page`; returns it. `options` are further ones of Gradio's `launch`."""
     blocks = made.build()
     blocks.launch(
-        server_name=os.environ.get("GRADIO_SERVER_NAME", asked.host),  # set on a Space
+        server_name=_host(asked),
         server_port=asked.port,
         share=asked.share,
         inbrowser=asked.open_browser,
@@ -81,8 +84,13 @@ def serve(made, asked: StudioSettings, **options):
     return blocks
 
 
-def make_page(page, models: ModelSettings, asked: StudioSettings, notice: str):
+def _host(asked: StudioSettings) -> str:
+    return os.environ.get("GRADIO_SERVER_NAME", asked.host)  # set on a Space
+
+
+def make_page(models: ModelSettings, asked: StudioSettings, notice: str):
     """Loads the model; returns the page."""
+    from maskgit_pt.studio import page
     from maskgit_pt.studio.engine import Engine
     from maskgit_pt.studio.history import History
 
@@ -94,31 +102,13 @@ def make_page(page, models: ModelSettings, asked: StudioSettings, notice: str):
     return page.Page(engine, models, History(Path(asked.output).resolve()), notice)
 
 
-def demo_model(output: Path) -> Path:
-    """Trains the digits by the project's own command, once; returns the folder with both networks."""
-    folder = output / "demo"
-    if not (folder / "report.json").is_file():
-        print(
-            f"Training a small model of handwritten digits into {folder}, a few minutes:",
-            flush=True,
-        )
-        output.mkdir(parents=True, exist_ok=True)
-        # -P: a folder `train` of the user's is not meant.
-        command = [sys.executable, "-P", "-m", "train.digits", f"--output={folder}"]
-        if subprocess.run(command).returncode:
-            raise ValueError("the demo model could not be trained; see the message above")
-    return folder
-
-
-def _import_page():
+def _check_gradio() -> None:
+    """Raises ImportError, which says what to install, if Gradio is missing."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        from maskgit_pt.studio import page
-    except ImportError as error:
+    if importlib.util.find_spec("gradio") is None:
         raise ImportError(
-            f"{error.name} is missing; it comes with the extra 'demo': pip install 'maskgit_pt[demo]'"
-        ) from None
-    return page
+            "gradio is missing; it comes with the extra 'demo': pip install 'maskgit_pt[demo]'"
+        )
 
 
 def cli() -> int:

@@ -12,7 +12,14 @@ from PIL import Image
 from maskgit_pt import editing
 from maskgit_pt.studio import pictures
 from maskgit_pt.studio.controls import SamplerControls, class_search
-from maskgit_pt.studio.view import MAX_IMAGES, ResultView, next_seed, one_line_errors, seed_controls
+from maskgit_pt.studio.view import (
+    MAX_IMAGES,
+    ResultView,
+    connect_cancel,
+    next_seed,
+    one_line_errors,
+    seed_controls,
+)
 from maskgit_pt.utils import Bbox
 
 if TYPE_CHECKING:
@@ -48,7 +55,9 @@ class EditTab:
                 self.margins = gr.Textbox(
                     label="Extend the photo by: top, right, bottom, left", elem_id="edit-extend"
                 )
-                self.count = gr.Slider(1, MAX_IMAGES, value=2, step=1, label="Variations")
+                self.count = gr.Slider(
+                    1, MAX_IMAGES, value=2, step=1, label="Variations", elem_id="edit-count"
+                )
                 self.seed, self.lock = seed_controls("edit")
                 self.controls = SamplerControls("edit", self.model.num_tokens, editing=True)
                 self.guesses = gr.Checkbox(True, label="Show guesses while decoding")
@@ -61,6 +70,7 @@ class EditTab:
                 self.cover = gr.Image(
                     label="Tokens that will be regenerated (red), and the square that the model sees",
                     format="png", interactive=False, elem_id="edit-cover", visible=False,
+                    buttons=["fullscreen"],
                 )  # fmt: skip
                 with gr.Row():
                     go = gr.Button("Regenerate", variant="primary", elem_id="edit-go")
@@ -93,8 +103,8 @@ class EditTab:
         inputs = [*watched, self.label, self.count, self.seed, self.lock, self.guesses]
         inputs += self.controls.components
         outputs = [*self.view.outputs, self.results, self.slider, self.selected]
-        go.click(self._edit, inputs, outputs, api_name=False, show_progress="hidden")
-        stop.click(self.page.engine.cancel, queue=False, api_name=False)
+        event = go.click(self._edit, inputs, outputs, api_name=False, show_progress="hidden")
+        connect_cancel(stop, self.page.engine, event, self.view)
         self.view.images.select(
             self._select, [self.photos, self.results], [self.slider, self.selected], api_name=False
         )
@@ -141,7 +151,7 @@ class EditTab:
             if not photos:
                 raise ValueError("there is no photo yet: drop one on the left")
             job = self._job(photos[-1], painted, box, margins, label, count, seed, values)
-        yield self.view.begin() | {
+        yield self.view.begin(job.asked.output) | {
             self.seed: seed, self.results: [], self.slider: gr.update(visible=False),
             self.selected: 0,
         }  # fmt: skip

@@ -5,13 +5,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
+import torch
 from PIL import Image
 
 from maskgit_pt import launch, sample
 from maskgit_pt.pipeline import MaskGIT
 from maskgit_pt.samplers import State
 from maskgit_pt.studio import pictures
+
+Kept = TypeVar("Kept")
 
 
 class Cancelled(Exception):
@@ -50,58 +54,84 @@ class Engine:
         self.time_limit = time_limit
         self._processes = launch.Processes(alone=True)
         self._busy = threading.Lock()
-        self._cancel = threading.Event()
+        self._jobs: dict[str, threading.Event] = {}  # that run or wait: output -> cancelled?
 
-    def cancel(self) -> None:
-        """Stops the job that runs, if one does, before its next step."""
-        self._cancel.set()
+    def cancel(self, output: str) -> None:
+        """Stops the job that writes into this folder, if it runs or waits, before its next step."""
+        if (cancelled := self._jobs.get(output)) is not None:
+            cancelled.set()
 
-    def run(self, job: sample.Job, show_guesses: bool = True) -> Iterator[Update]:
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return self._busy.locked()
+
+    def run(
+        self,
+        job: sample.Job,
+        keep: Callable[[list[Image.Image]], Kept],
+        discard: Callable[[], object],
+        show_guesses: bool = True,
+    ) -> Iterator[Update | Kept]:
         """Runs a job, as `maskgit-sample` would, into its output folder.
 
-        Whoever stops reading does not stop the job: it goes on in its thread, and its samples are kept.
+        Whoever stops reading does not stop the job: it goes on in its thread, and is kept.
 
         Args:
           job: with `num_samples`; its `output` is made.
+          keep: called with the pictures of all steps when the samples are whole.
+          discard: called when they will not be.
           show_guesses: decode the guess of every step; False: show masks alone, which costs nothing.
+
+        Yields:
+          An `Update` after every step, and at the end what `keep` returns.
 
         Raises:
           Cancelled: `cancel` was called, or the time is up.
-          ValueError, OSError: see `sample.fill`.
+          ValueError, OSError: see `sample.fill`; from `keep`.
         """
         updates: queue.Queue[Update | BaseException | None] = queue.Queue()
-        watch = _Watch(self, show_guesses, updates)
-        threading.Thread(target=self._work, args=(job, watch, updates), daemon=True).start()
+        cancelled = self._jobs[job.asked.output] = threading.Event()
+        watch = _Watch(self, cancelled, show_guesses, updates)
+        work = (job, watch, keep, discard, updates)
+        threading.Thread(target=self._work, args=work, daemon=True).start()
         while (update := updates.get()) is not None:
             if isinstance(update, BaseException):
                 raise update
             yield update
 
-    def _work(self, job: sample.Job, watch: "_Watch", updates: queue.Queue) -> None:
+    def _work(self, job: sample.Job, watch: "_Watch", keep, discard, updates: queue.Queue) -> None:
         try:
-            with self._busy:
-                self._cancel.clear()
-                watch.begin()
-                job.models.pick_device()  # which sets the number of threads, of each thread alone
-                sample.fill(job, self.model, self._processes, watch.expect)
+            try:
+                with self._busy:
+                    watch.begin()
+                    job.models.pick_device()  # which sets the number of threads, of each thread alone
+                    sample.fill(job, self.model, self._processes, watch.expect)
+            finally:
+                del self._jobs[job.asked.output]
+            updates.put(keep(watch.frames))
         except BaseException as error:  # handed on to whoever reads the updates
+            discard()
             updates.put(error)
-        else:
-            updates.put(None)
+        updates.put(None)
 
 
 class _Watch:
     """Told of every step by `sample.fill`, as `progress.Progress` is."""
 
-    def __init__(self, engine: Engine, show_guesses: bool, updates: queue.Queue):
-        self._engine, self._updates = engine, updates
+    def __init__(
+        self, engine: Engine, cancelled: threading.Event, show_guesses: bool, updates: queue.Queue
+    ):
+        self._engine, self._cancelled, self._updates = engine, cancelled, updates
         self._show_guesses = show_guesses
-        self._total = self._steps = self._step = self._finished = 0
+        self._total = self._steps = self._step = self._of_batch = self._finished = 0
         self._known: list[Image.Image] = []  # of the images before this batch
         self._current: list[Image.Image] = []
+        self.frames: list[Image.Image] = []  # what was seen after each step
 
     def begin(self) -> None:
         self._start = time.monotonic()
+        self._check()
 
     def expect(self, images: int, steps: int) -> "_Watch":
         """So many images of so many steps each are to come."""
@@ -116,16 +146,30 @@ class _Watch:
     def step(self, state: State) -> None:
         """After every step; raises `Cancelled` where it is to be the last."""
         self._step += len(state.guess)
+        if (
+            self._of_batch == self._steps
+        ):  # the next batch begins; on a GPU before the last is written
+            self._known += self._current
+            self._of_batch = 0
+        self._of_batch += 1
         model = self._engine.model
         side = model.side
         masks = state.unknown.unflatten(1, (side, side)).cpu()
+        if self._of_batch == self._steps:  # what is masked even then is decided all the same
+            masks = torch.zeros_like(masks)
         images = None
         if self._show_guesses:
             guess = state.guess.clamp(0, model.num_codes - 1).unflatten(1, (side, side))
             images = model.tokens_to_images(guess)
         self._current = pictures.guesses(masks, images, model.image_size)
-        self._tell()
-        if self._engine._cancel.is_set():
+        picture = pictures.side_by_side(self._known + self._current, self._total)
+        steps = self._steps * self._total
+        self.frames.append(picture)
+        self._updates.put(Update(self._step, steps, self._finished, picture, self.seconds))
+        self._check()
+
+    def _check(self) -> None:
+        if self._cancelled.is_set():
             raise Cancelled("cancelled")
         if self.seconds > self._engine.time_limit:
             raise Cancelled(f"stopped after {self.seconds:.0f} s, the limit for one job")
@@ -133,17 +177,10 @@ class _Watch:
     def finish(self, images: int) -> None:
         """After so many images more are whole."""
         self._finished += images
-        self._known += self._current[:images]
-        self._current = []
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._start
-
-    def _tell(self) -> None:
-        picture = pictures.side_by_side(self._known + self._current, self._total)
-        steps = self._steps * self._total
-        self._updates.put(Update(self._step, steps, self._finished, picture, self.seconds))
 
     def __enter__(self) -> "_Watch":
         return self

@@ -19,6 +19,7 @@ from maskgit_pt.studio.view import (
     MAX_IMAGES,
     ResultView,
     code_box,
+    connect_cancel,
     next_seed,
     one_line_errors,
     seed_controls,
@@ -32,6 +33,7 @@ CSS = """
   .gradio-container main *, .gradio-container main {min-width: 0}
 }
 #notice {opacity: .8}
+.grid-wrap.fixed-height {min-height: 0 !important}
 """
 TINY_CSS = ".gradio-container img {image-rendering: pixelated}"  # for images of few pixels
 
@@ -66,8 +68,8 @@ class Page:
                     EditTab(self)
                 with gr.Tab("Compare"):
                     self._compare_tab()
-                with gr.Tab("History"):
-                    self._history_tab(blocks)
+                with gr.Tab("History") as history:
+                    self._history_tab(blocks, history)
         # One job at a time; whoever comes later waits in line.
         return blocks.queue(default_concurrency_limit=1, max_size=32)
 
@@ -98,24 +100,29 @@ class Page:
         Raises:
           gr.Error: with one line of what went wrong.
         """
-        frames: list[Image.Image] = []
-        seconds = 0.0
+        picture, line, entry = None, "", None
+        output = job.asked.output
         try:
-            for update in self.engine.run(job, show_guesses):
-                frames.append(update.picture)
-                seconds = update.seconds
-                yield update.picture, f"step {update.step} of {update.steps}", None
-            entry = self.history.keep(job, title, frames)
+            for update in self.engine.run(
+                job,
+                lambda frames: self.history.keep(job, title, frames),
+                lambda: self.history.discard(output),
+                show_guesses,
+            ):
+                if isinstance(update, Entry):
+                    entry = update
+                    continue
+                picture = update.picture
+                line = (
+                    f"{job.asked.num_samples / update.seconds:.2f} images/s, {update.seconds:.1f} s"
+                )
+                yield picture, f"step {update.step} of {update.steps}", None
         except Cancelled as reason:
-            self.history.discard(job.asked.output)
-            yield (frames[-1] if frames else None), str(reason), None
+            yield picture, str(reason), None
             return
         except (ValueError, OSError) as error:
-            self.history.discard(job.asked.output)
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
-        count = job.asked.num_samples
-        rate = f"{count / seconds:.2f} images/s, {seconds:.1f} s" if seconds else ""
-        yield frames[-1] if frames else None, rate, entry
+        yield picture, line, entry
 
     # Tabs
 
@@ -140,18 +147,22 @@ class Page:
             seed = next_seed(seed, lock)
             with one_line_errors():
                 job = self.job(label, count, seed, controls.settings(*values))
-            yield view.begin() | {view.seed: seed}
+            yield view.begin(job.asked.output) | {view.seed: seed}
             for picture, line, entry in self.run(job, self.title(label), guesses):
                 yield view.update(picture, line, entry)
 
         view.seed = seed
-        go.click(generate, inputs, view.outputs, api_name="generate", show_progress="hidden")
-        stop.click(self.engine.cancel, queue=False, api_name=False)
+        event = go.click(
+            generate, inputs, view.outputs, api_name="generate", show_progress="hidden"
+        )
+        connect_cancel(stop, self.engine, event, view)
 
     def _compare_tab(self) -> None:
         with gr.Row():
             label = class_search(self.classes, elem_id="compare-class")
-            count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images")
+            count = gr.Slider(
+                1, MAX_IMAGES, value=4, step=1, label="Images", elem_id="compare-count"
+            )
             seed, lock = seed_controls("compare")
         with gr.Row():
             sides = []
@@ -162,7 +173,7 @@ class Page:
                     sides.append((name, controls, ResultView(f"compare-{name}")))
         with gr.Row():
             go = gr.Button("Compare", variant="primary", elem_id="compare-go")
-            stop = gr.Button("Cancel")
+            stop = gr.Button("Cancel", elem_id="compare-cancel")
         middle = 1 + len(sides[0][1].names)
 
         def compare(label, count, seed, lock, *values):
@@ -170,10 +181,11 @@ class Page:
             parts = values[:middle], values[middle:]
             with one_line_errors():
                 settings = [s[1].settings(*part) for s, part in zip(sides, parts, strict=True)]
-            yield sides[0][2].begin() | sides[1][2].begin() | {sides[0][2].seed: seed}
+            yield sides[1][2].begin("")
             for (name, _, view), decoding in zip(sides, settings, strict=True):
                 with one_line_errors():
                     job = self.job(label, count, seed, decoding)
+                yield view.begin(job.asked.output) | {view.seed: seed}
                 for picture, line, entry in self.run(job, f"{self.title(label)}, {name}", True):
                     yield view.update(picture, line, entry)
 
@@ -181,10 +193,10 @@ class Page:
             view.seed = seed
         inputs = [label, count, seed, lock, *sides[0][1].components, *sides[1][1].components]
         outputs = list(dict.fromkeys([*sides[0][2].outputs, *sides[1][2].outputs]))
-        go.click(compare, inputs, outputs, api_name="compare", show_progress="hidden")
-        stop.click(self.engine.cancel, queue=False, api_name=False)
+        event = go.click(compare, inputs, outputs, api_name="compare", show_progress="hidden")
+        connect_cancel(stop, self.engine, event, *(view for _, _, view in sides))
 
-    def _history_tab(self, blocks: gr.Blocks) -> None:
+    def _history_tab(self, blocks: gr.Blocks, tab: gr.Tab) -> None:
         folders = gr.State([])
         chosen = gr.State("")
         refresh = gr.Button("Refresh")
@@ -224,9 +236,8 @@ class Page:
             }
 
         outputs = [gallery, folders]
-        refresh.click(listed, None, outputs, api_name=False)
-        blocks.load(listed, None, outputs, api_name=False)
-        self.refresh_history = (listed, outputs)
+        for event in (refresh.click, tab.select, blocks.load):
+            event(listed, None, outputs, show_progress="hidden", api_name=False)
         gallery.select(
             show, [folders], [details, images, command, code, download, chosen], api_name=False
         )

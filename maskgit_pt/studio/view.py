@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from maskgit_pt.studio.engine import Engine
 from maskgit_pt.studio.history import Entry
 
 MAX_IMAGES = 16  # of one job
@@ -21,6 +22,7 @@ class ResultView:
             format="png",
             interactive=False,
             visible=False,
+            buttons=["download", "fullscreen"],
             elem_id=f"{name}-picture",
         )
         self.line = gr.Textbox(label="Progress", interactive=False, elem_id=f"{name}-line")
@@ -51,8 +53,8 @@ class ResultView:
         own = [self.picture, self.line, self.scrubber, self.images, self.command, self.folder]
         return own if self.seed is None else [*own, self.seed]
 
-    def begin(self) -> dict[Any, Any]:
-        """The values of `outputs` when a job begins."""
+    def begin(self, folder: str) -> dict[Any, Any]:
+        """The values of `outputs` when the job that writes into `folder` begins."""
         hidden = gr.update(visible=False)
         return {
             self.picture: gr.update(value=None, visible=True),
@@ -60,7 +62,7 @@ class ResultView:
             self.scrubber: hidden,
             self.images: hidden,
             self.command: hidden,
-            self.folder: "",
+            self.folder: folder,
         }
 
     def update(self, picture: Image.Image | None, line: str, entry: Entry | None) -> dict[Any, Any]:
@@ -76,9 +78,22 @@ class ResultView:
                 ),
                 self.images: gr.update(value=[str(path) for path in entry.images], visible=True),
                 self.command: gr.update(value=entry.command, visible=True),
-                self.folder: str(entry.folder),
             }
         return values
+
+
+def connect_cancel(button: gr.Button, engine: Engine, event: Any, *views: ResultView) -> None:
+    """Lets a button end what `event` began, whether it runs or waits in line."""
+
+    def cancel(*folders: str) -> list[str]:
+        for folder in filter(None, folders):
+            engine.cancel(folder)
+        return ["cancelled"] * len(views) if len(views) > 1 else "cancelled"
+
+    button.click(
+        cancel, [view.folder for view in views], [view.line for view in views], queue=False,
+        cancels=[event], show_progress="hidden", api_name=False,
+    )  # fmt: skip
 
 
 def _frame(folder: str, step: float) -> Any:

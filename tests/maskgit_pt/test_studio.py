@@ -1,9 +1,12 @@
 """The studio without a browser: jobs, history, and that the page makes what the command makes."""
 
+import json
 import shlex
+import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import zipfile
 
 import numpy as np
@@ -18,7 +21,7 @@ from maskgit_pt import editing, sample  # noqa: E402
 from maskgit_pt.imagenet import classes_of  # noqa: E402
 from maskgit_pt.model_settings import ModelSettings  # noqa: E402
 from maskgit_pt.studio import __main__ as program  # noqa: E402
-from maskgit_pt.studio import edit_tab, pictures, view  # noqa: E402
+from maskgit_pt.studio import demo, edit_tab, pictures, view  # noqa: E402
 from maskgit_pt.studio import page as pages  # noqa: E402
 from maskgit_pt.studio.controls import class_choices  # noqa: E402
 
@@ -35,7 +38,7 @@ PHOTO = GOLDEN / "photo.jpg"
 def page(tmp_path):
     """The page with the tiny networks, not served; everything that is made goes to tmp_path."""
     asked = program.StudioSettings(output=str(tmp_path / "studio"))
-    return program.make_page(pages, MODELS, asked, "")
+    return program.make_page(MODELS, asked, "")
 
 
 def run(page, job, title="test", guesses=True):
@@ -134,7 +137,9 @@ def test_cancel_and_time_limit(page):
     updates = []
     for update in page.run(job, "test", False):
         updates.append(update)
-        page.engine.cancel()
+        page.engine.cancel(str(page.history.folder / "0009"))  # another job
+        if len(updates) == 2:
+            page.engine.cancel(job.asked.output)
     assert updates[-1][1] == "cancelled" and len(updates) < 10
     assert page.history.entries() == []
     page.engine.time_limit = 0.0
@@ -147,14 +152,14 @@ def test_cancel_and_time_limit(page):
 
 def test_a_job_goes_on_when_nobody_watches(page):
     job = page.job(1, 1, 0, {"sampler": "official", "steps": 4})
-    watching = page.engine.run(job)
+    watching = page.run(job, "watched by nobody", True)
     next(watching)
     watching.close()  # a tab that was reloaded
     deadline = time.monotonic() + 60
-    folder = page.history.folder / "0001"
-    while not (folder / "grid.png").exists() and time.monotonic() < deadline:
+    while not page.history.entries() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert (folder / "class0001_000000.png").exists()
+    (entry,) = page.history.entries()
+    assert entry.title == "watched by nobody" and len(entry.images) == 1 and len(entry.steps) == 4
 
 
 def test_jobs_wait_for_each_other(page):
@@ -172,9 +177,7 @@ def test_jobs_wait_for_each_other(page):
 def test_history_survives(page, tmp_path):
     run(page, page.job(1, 1, 0, {"sampler": "official", "steps": 2}), "first")
     (page.history.folder / "0002").mkdir()  # a job whose server was killed
-    again = program.make_page(
-        pages, MODELS, program.StudioSettings(output=str(page.history.folder)), ""
-    )
+    again = program.make_page(MODELS, program.StudioSettings(output=str(page.history.folder)), "")
     assert [entry.title for entry in again.history.entries()] == ["first"]
     assert again.history.new_folder().name == "0003"
     archive = again.history.download(again.history.entries()[0])
@@ -230,12 +233,60 @@ def test_usage(capsys):
 
 def test_a_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in [name for name in sys.modules if name.startswith("maskgit_pt.studio.")]:
-        if not name.endswith("__main__"):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("maskgit_pt.studio.page", raising=False)
     with pytest.raises(ImportError, match=r"gradio is missing; .*maskgit_pt\[demo\]"):
-        program._import_page()
+        program._check_gradio()
+
+
+def test_the_demo_shows_how_far_its_training_is(tmp_path, monkeypatch, capsys):
+    """While the model is trained a page tells of it; the second start trains nothing."""
+    port = demo.free_port("127.0.0.1")
+    code = """if True:
+        import pathlib, sys, time
+        folder = pathlib.Path(sys.argv[1].partition("=")[2])
+        folder.mkdir()
+        print("$ first command")
+        for step in range(3):
+            sys.stderr.write(f"\\r{step} of 3")
+        print("\\nsecond", flush=True)
+        while not (folder / "seen").exists():
+            time.sleep(0.01)
+        (folder / "report.json").write_text("{}")
+    """
+    start = subprocess.Popen
+
+    def stand_in(command, **options):
+        assert command[:5] == [sys.executable, "-P", "-u", "-m", "train.digits"]
+        return start([sys.executable, "-u", "-c", code, command[5]], **options)
+
+    monkeypatch.setattr(demo.subprocess, "Popen", stand_in)
+    seen = []
+
+    def look():
+        url = f"http://127.0.0.1:{port}"
+        while not seen or "second" not in seen[-1]["lines"]:
+            try:
+                seen.append(json.load(urllib.request.urlopen(f"{url}/waiting.json")))
+            except OSError:
+                time.sleep(0.01)
+        seen.append(urllib.request.urlopen(url).read().decode())
+        (tmp_path / "out" / "demo" / "seen").touch()
+
+    threading.Thread(target=look).start()
+    folder = demo.model(tmp_path / "out", "127.0.0.1", port)
+    assert folder == tmp_path / "out" / "demo"
+    assert seen[-2]["lines"] == ["$ first command", "2 of 3", "second"]
+    assert "waiting.json" in seen[-1] and "$ first command" in capsys.readouterr().out
+    monkeypatch.setattr(demo.subprocess, "Popen", None)
+    assert demo.model(tmp_path / "out", "127.0.0.1", port) == folder
+    assert demo.free_port("127.0.0.1") == port  # given back
+
+
+def test_a_demo_that_cannot_be_trained_is_one_line(tmp_path, monkeypatch):
+    start = subprocess.Popen
+    code = [sys.executable, "-c", "raise SystemExit(1)"]
+    monkeypatch.setattr(demo.subprocess, "Popen", lambda command, **options: start(code, **options))
+    with pytest.raises(ValueError, match="could not be trained"):
+        demo.model(tmp_path, "127.0.0.1", demo.free_port("127.0.0.1"))
 
 
 def test_next_seed():
