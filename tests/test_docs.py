@@ -200,16 +200,86 @@ def run(program: str, arguments: list[str], monkeypatch) -> int:
     return getattr(importlib.import_module(module), function)()
 
 
+def house_example(number: int) -> dict:
+    """Runs the example of a docs/house.md section: 0 sampler, 1 format, 2 network, 3 recipe."""
+    scope = {"__name__": "house"}
+    code = blocks(ROOT / "docs" / "house.md", "python")[number]
+    exec(compile(code, "house.md", "exec"), scope)
+    return scope
+
+
 def test_the_sampler_of_the_house_works():
-    """What docs/house.md shows as a new sampler runs."""
     from recorded import load_tiny
 
     from maskgit_pt import MaskGIT
 
-    scope = {}
-    exec(compile(blocks(ROOT / "docs" / "house.md", "python")[0], "house.md", "exec"), scope)
+    sampler = house_example(0)["RowsSampler"]
     model = MaskGIT(load_tiny("transformer"), load_tiny("tokenizer"))
-    sampler = scope["RowsSampler"](steps=model.num_tokens)
-    masks = model.generate([1], sampler=sampler, return_steps=True).masks[0]  # [S, h, w]
-    for step, mask in enumerate(masks.flatten(1)):
+    result = model.generate([1], sampler=sampler(steps=model.num_tokens), return_steps=True)
+    for step, mask in enumerate(result.masks[0].flatten(1)):
         assert mask.tolist() == [False] * (step + 1) + [True] * (model.num_tokens - step - 1)
+
+
+def test_the_format_of_the_house_works(tmp_path, monkeypatch):
+    from recorded import load_tiny
+
+    from convert import formats
+    from convert.formats import recognise
+
+    form = house_example(1)["FORMAT"]
+    monkeypatch.setattr(recognise, "FORMATS", (*formats.FORMATS, form))
+    monkeypatch.setitem(formats.BY_NAME, form.NAME, form)
+    model = load_tiny("transformer")
+    model.save_pretrained(tmp_path / "ours")
+    convert.convert(tmp_path / "ours", tmp_path / "theirs.pth", to="blocks")
+    theirs = torch.load(tmp_path / "theirs.pth", weights_only=True)
+    assert "blocks.0.mlp.layer_output.weight" in theirs and len(theirs) == len(model.state_dict())
+    heads = model.to_config()["num_attention_heads"]
+    convert.convert(tmp_path / "theirs.pth", tmp_path / "back", num_heads=heads)
+    back = Transformer.from_pretrained(tmp_path / "back")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, back.state_dict()[name]), name
+    theirs["head.extra"] = torch.zeros(1)
+    torch.save(theirs, tmp_path / "theirs.pth")
+    with pytest.raises(ValueError, match="head.extra"):
+        convert.convert(tmp_path / "theirs.pth", tmp_path / "no", num_heads=heads)
+
+
+def test_the_network_of_the_house_works(tmp_path, monkeypatch):
+    from recorded import load_tiny
+
+    from maskgit_pt import MaskGIT, networks, pipeline
+
+    mixer, tokenizer = house_example(2)["Mixer"], load_tiny("tokenizer")
+    codes = len(tokenizer.get_codebook_funct())
+    torch.manual_seed(0)
+    model = MaskGIT(mixer(codes, 5, 16), tokenizer)
+    monkeypatch.setattr(pipeline, "TRANSFORMERS", [*networks.TRANSFORMERS, mixer])
+    model.save_pretrained(tmp_path / "both")
+    again = MaskGIT.from_pretrained(tmp_path / "both")
+    for sampler in ("official", "halton"):
+        how = {"steps": 4, "sampler": sampler, "guidance": 1.0, "seed": 3}
+        assert torch.equal(model.generate([1], **how).tokens, again.generate([1], **how).tokens)
+
+
+def test_the_recipe_of_the_house_works(tmp_path, capsys):
+    from train.data.tokens import ShardWriter
+
+    names = [f"class {number}" for number in range(200)]
+    writer = ShardWriter(
+        tmp_path / "tokens",
+        grid=(4, 4),
+        crops=1,
+        codebook_size=1024,
+        class_names=names,
+        image_size=64,
+        tokenizer="none",
+    )
+    writer.write(0, torch.zeros(200, 1, 16).int().numpy(), torch.arange(200).numpy())
+    writer.finish(1)
+    recipe = tmp_path / "birds.py"
+    recipe.write_text(blocks(ROOT / "docs" / "house.md", "python")[3])
+    arguments = [f"--config={recipe}", "--dry_run", f"--config.data.tokens={tmp_path / 'tokens'}"]
+    assert train_command.cli(arguments) == 0, capsys.readouterr().err
+    assert "transformer.num_embeds = 384" in capsys.readouterr().out
+    assert train_command.cli([*arguments, "--config.num_clas=3"]) == 2
