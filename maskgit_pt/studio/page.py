@@ -121,7 +121,9 @@ class Page:
             yield picture, str(reason), None
             return
         except (ValueError, OSError) as error:
-            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
+            raise gr.Error(
+                " ".join(str(error).split()), duration=30, print_exception=False
+            ) from None
         yield picture, line, entry
 
     # Tabs

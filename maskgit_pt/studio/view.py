@@ -130,4 +130,6 @@ class one_line_errors:
 
     def __exit__(self, kind, error, trace) -> None:
         if isinstance(error, ValueError | OSError):
-            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
+            raise gr.Error(
+                " ".join(str(error).split()), duration=30, print_exception=False
+            ) from None
