@@ -13,9 +13,9 @@ from typing import Any
 from convert import rules
 from convert.rules import Shape
 from maskgit_pt.configs import vqgan_config
-from maskgit_pt.nets import mage
+from maskgit_pt.nets import discriminator, mage
 from maskgit_pt.nets.halton_transformer import PUBLISHED_HEADS
-from maskgit_pt.nets.layers import GROUPNORM_GROUPS
+from maskgit_pt.nets.layers import GROUPNORM_GROUPS, group_count
 from maskgit_pt.nets.self_guidance import GELUS
 
 # What weights do not show, so that only the stated configuration can tell.
@@ -31,6 +31,7 @@ _NOT_IN_WEIGHTS = {
     "entropy_loss_type",
     "entropy_temperature",
     "blur_resample",
+    "width_rule",
     "weights",
     "pixels",
     "dropout",
@@ -346,6 +347,9 @@ def _tokenizer(shapes: _Shapes, *_: object) -> dict:
         if width % filters:
             raise ValueError(f"{name} gives {width} channels, no multiple of the {filters} filters")
     config = vqgan_config.get_config().vqvae.to_dict()
+    norm_type = _norm_type(shapes)
+    if norm_type == "GN" and filters % GROUPNORM_GROUPS:
+        config["norm_groups"] = group_count(filters)  # as `VQVAE` chooses them
     return {
         "vqvae": config
         | {
@@ -355,7 +359,7 @@ def _tokenizer(shapes: _Shapes, *_: object) -> dict:
             "num_res_blocks": per_level,
             "channel_multipliers": [width // filters for width in widths],
             "conv_downsample": shapes.count("params/encoder/Conv_") == levels + 1 > 2,
-            "norm_type": _norm_type(shapes),
+            "norm_type": norm_type,
         }
     }
 
@@ -369,13 +373,23 @@ def _norm_type(shapes: _Shapes) -> str:
 
 
 def _discriminator(shapes: _Shapes, *_: object) -> dict:
-    image_size = 4 << min(shapes.count("params/ResBlock_"), 8)
-    width = shapes.get("params/Conv_0/kernel", 4)[3]
-    multiplier = max(width * image_size // 16384, 1) if image_size >= 64 else 1
-    return {
-        "image_size": image_size,
-        "discriminator": {"channel_multiplier": multiplier, "blur_resample": True},
-    }
+    """Sizes between two powers of two can share all shapes; the largest of them is named."""
+    rows, last = shapes.get("params/Dense_0/kernel", 2)
+    side = min(max(math.isqrt(rows // last), 4), 7)
+    image_size = side << min(shapes.count("params/ResBlock_"), 8)
+    first = shapes.get("params/Conv_0/kernel", 4)[3]
+    settings: dict[str, Any] = {"channel_multiplier": 1, "blur_resample": True}
+    known = {rule: discriminator.widths(image_size, 1, rule) for rule in discriminator.WIDTH_RULES
+             if rule != discriminator.OFFICIAL or side == 4}  # fmt: skip
+    for rule, plain in known.items():
+        multiplier = max(first // plain[0], 1)
+        found = discriminator.widths(image_size, multiplier, rule)
+        if (found[0], found[-1]) == (first, last):
+            settings["channel_multiplier"] = multiplier
+            if rule != discriminator.OFFICIAL:
+                settings["width_rule"] = rule
+            break
+    return {"image_size": image_size, "discriminator": settings}
 
 
 def _besnier(shapes: _Shapes, num_heads: int, num_codes: int | None) -> dict:

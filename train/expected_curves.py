@@ -150,7 +150,8 @@ class Expected:
 
     def differences(self, run: Path) -> str:
         """In which settings that decide a run differs from the recorded ones; empty: in none."""
-        return _differences(settings.deciding(settings.read(run)), self.decides)
+        recorded = settings.deciding(self.decides)  # with the settings that came later
+        return _differences(settings.deciding(settings.read(run)), recorded)
 
     def describe(self, curve: Curve) -> str:
         """How many points of a run lie in the bands, in words."""

@@ -33,6 +33,7 @@ _CAME_LATER = {
     "early_stop_evals": 0,
     "init_other_tokenizer": False,
     "optimizer.init_lr_scale": 1.0,
+    "discriminator.width_rule": "official",
 }
 
 RECIPES = Path(__file__).parent / "configs"
@@ -188,13 +189,14 @@ def compare(config: ml_collections.ConfigDict, run: Path) -> None:
             )
 
 
-def deciding(config: ml_collections.ConfigDict) -> dict[str, object]:
-    """The settings that decide the curves of a run.
+def deciding(config: ml_collections.ConfigDict | dict[str, object]) -> dict[str, object]:
+    """The settings, or flat ones, that decide the curves of a run; those that came later are filled in.
 
     All but the seed, the places of data, the precision, and those that a run may be continued with another
     value of. Of these the number of steps and the interval that a point is a mean over stay.
     """
-    flat = flatten(json.loads(config.to_json()))
+    given = config if isinstance(config, dict) else json.loads(config.to_json())
+    flat = flatten(given)
     flat |= {name: value for name, value in _CAME_LATER.items() if name not in flat}
     anyhow = ("seed", "precision", "init_from", "data.split", "data.eval_share", "data.eval_tokens",
               "eval_images", "eval_features", "inception_weights")  # fmt: skip

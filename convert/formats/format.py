@@ -243,6 +243,10 @@ class Format:
         marks = []
         if weights and not self.KEEPS_CONFIG:
             marks.append(f"these are weights of {weights}; files of {self.NAME} cannot say so")
+        if (groups := source.config.get("vqvae", {}).get("norm_groups")) and not self.KEEPS_CONFIG:
+            marks.append(
+                f"files of {self.NAME} cannot say that the norms have {groups} groups; other code expects 32"
+            )
         about = [name for name in ABOUT if source.config.get(name) is not None]
         if about and source.kind != "discriminator" and not self.KEEPS_CONFIG:
             marks.append(f"files of {self.NAME} have no place for {', '.join(about)}: left out")

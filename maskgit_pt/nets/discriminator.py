@@ -1,5 +1,6 @@
 """The StyleGAN discriminator (official `nets/discriminator.py`); NCHW."""
 
+import itertools
 import math
 
 import ml_collections
@@ -77,32 +78,75 @@ def _leaky_relu(x: Tensor) -> Tensor:
     return F.leaky_relu(x, negative_slope=0.2)
 
 
+OFFICIAL, BY_IMAGE = WIDTH_RULES = ("official", "image")
+_WIDEST, _FIRST = 512, 64  # channels; the first layer's at 256 px
+_OFFICIAL_SIDES = tuple(2**i for i in range(2, 11))  # 4 to 1024
+
+
+def widths(image_size: int, multiplier: int = 1, rule: str = OFFICIAL) -> list[int]:
+    """The channels of the discriminator at the image's size, and after each halving.
+
+    Args:
+      image_size: pixels along one side.
+      multiplier: `channel_multiplier`. With official widths it counts above 32 px alone.
+      rule: "official": 512 channels up to 32 px, fewer above. "image": the same from 256 px on; smaller
+        images begin with 64 channels, as those of 256 px, double them with each halving, and have at most
+        eight times as many as pixels along one side, or 512. Then any multiple of 4 is accepted.
+
+    Raises:
+      ValueError: a size that the rule does not know.
+    """
+    official = image_size in _OFFICIAL_SIDES
+    if rule == OFFICIAL or (official and image_size >= 256):
+        if not official:
+            raise ValueError(
+                f"the discriminator with official widths: image_size is {image_size}; accepted: "
+                f"{', '.join(map(str, _OFFICIAL_SIDES))}; or any multiple of 4 with width_rule 'image'"
+            )
+        sides = [image_size >> i for i in range(image_size.bit_length() - 2)]
+        return [_WIDEST if side <= 32 else 16384 // side * multiplier for side in sides]
+    if image_size % 4 or not 4 <= image_size <= _OFFICIAL_SIDES[-1]:
+        raise ValueError(
+            f"the discriminator: image_size is {image_size}; accepted: multiples of 4, 4 to "
+            f"{_OFFICIAL_SIDES[-1]}"
+        )
+    most, count = min(_WIDEST, 8 * image_size), len(sides_of(image_size))
+    return [multiplier * min(most, _FIRST << i) for i in range(count)]
+
+
+def sides_of(image_size: int) -> list[int]:
+    """Pixels along one side: of the image, and after each halving, down to 4 to 7."""
+    sides = [image_size]
+    while sides[-1] >= 8:
+        sides.append(-(-sides[-1] // 2))
+    return sides
+
+
 class Discriminator(nn.Module):
     """Images -> one logit each.
 
     Args:
-      config: as official; read are `config.image_size` (4 to 1024, a power of two; ValueError
-        otherwise), `config.discriminator.channel_multiplier` and `.blur_resample`.
+      config: as official; read are `config.image_size`, `config.discriminator.channel_multiplier`,
+        `.blur_resample`, and `.width_rule`, which official ones lack: see `widths`.
+
+    Raises:
+      ValueError: a size that the rule does not know.
     """
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__()
-        multiplier = config.discriminator.channel_multiplier
-        filters = {4: 512, 8: 512, 16: 512, 32: 512} | {
-            side: 16384 // side * multiplier for side in (64, 128, 256, 512, 1024)
-        }
-        if config.image_size not in filters:
-            raise ValueError(f"image_size is {config.image_size}; known: {list(filters)}")
-        side = config.image_size
-        self.conv_in = Conv2d(3, filters[side], 3, padding=1)
-        self.res_blocks = nn.ModuleList()
-        while side > 4:
-            block = ResBlock(filters[side], filters[side // 2], config.discriminator.blur_resample)
-            self.res_blocks.append(block)
-            side //= 2
-        self.conv_out = Conv2d(filters[4], filters[4], 3, padding=1)
-        self.dense0 = nn.Linear(filters[4] * 4 * 4, filters[4])
-        self.dense1 = nn.Linear(filters[4], 1)
+        settings = config.discriminator
+        rule = settings.get("width_rule", OFFICIAL)
+        filters = widths(config.image_size, settings.channel_multiplier, rule)
+        last, side = filters[-1], sides_of(config.image_size)[-1]
+        self.conv_in = Conv2d(3, filters[0], 3, padding=1)
+        self.res_blocks = nn.ModuleList(
+            ResBlock(before, after, settings.blur_resample)
+            for before, after in itertools.pairwise(filters)
+        )
+        self.conv_out = Conv2d(last, last, 3, padding=1)
+        self.dense0 = nn.Linear(last * side * side, last)
+        self.dense1 = nn.Linear(last, 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -118,6 +162,6 @@ class Discriminator(nn.Module):
         x = _leaky_relu(self.conv_in(x))
         for block in self.res_blocks:
             x = block(x)
-        x = _leaky_relu(self.conv_out(x))  # [B, 512, 4, 4]
+        x = _leaky_relu(self.conv_out(x))  # [B, 512, 4, 4] with official widths
         x = x.permute(0, 2, 3, 1).flatten(1)  # [B, 4*4*512], channels last as in the official dense
         return self.dense1(_leaky_relu(self.dense0(x)))

@@ -48,12 +48,20 @@ class BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
+def group_count(filters: int) -> int:
+    """The groups of norms over multiples of so many filters: 32, or the most below that divide them."""
+    return max(groups for groups in range(1, GROUPNORM_GROUPS + 1) if filters % groups == 0)
+
+
 class GroupNorm(nn.GroupNorm):
     """Flax's `nn.GroupNorm`: 32 groups, epsilon 1e-6."""
 
     def __init__(self, channels: int, groups: int = GROUPNORM_GROUPS):
         if channels % groups:
-            raise ValueError(f"{channels} channels cannot be cut into {groups} groups")
+            raise ValueError(
+                f"GroupNorm of {channels} channels cannot have {groups} groups; accepted: filters (channels) "
+                f"that are a multiple of {groups}"
+            )
         super().__init__(groups, channels, eps=NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:

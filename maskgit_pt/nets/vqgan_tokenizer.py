@@ -4,6 +4,7 @@ Images are [B, 3, H, W] in [0, 1] (not [-1, 1]); features [B, D, h, w] with h = 
 published models; indices [B, h, w]. The official code is NHWC, this is NCHW.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -38,6 +39,18 @@ def _norm(vqvae: ml_collections.ConfigDict) -> Callable[[int], nn.Module]:
     norm = layers.get_norm_layer(vqvae.norm_type)
     groups = vqvae.get("norm_groups")
     return norm if groups is None else functools.partial(norm, groups=groups)
+
+
+def _with_norm_groups(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The configuration; with `norm_groups` where the official 32 do not divide the filters."""
+    vqvae = config.vqvae
+    official = vqvae.filters % layers.GROUPNORM_GROUPS == 0
+    if official or vqvae.norm_type != "GN" or vqvae.get("norm_groups") is not None:
+        return config
+    config = copy.deepcopy(config)
+    with config.unlocked():
+        config.vqvae.norm_groups = layers.group_count(vqvae.filters)
+    return config
 
 
 def _middle_blocks(vqvae: ml_collections.ConfigDict) -> int:
@@ -273,7 +286,8 @@ class VQVAE(PretrainedMixin, nn.Module):
     Args:
       config: as official; read is `config.vqvae` (see `configs/vqgan_config.py`). Beyond the official
         settings it may hold `middle_blocks`, where there are not as many as on a level, and `norm_groups`,
-        where GroupNorm has not 32.
+        where GroupNorm has not 32. Filters that 32 groups do not divide get `layers.group_count` of them,
+        and the model's own configuration says so; official code cannot compute such a model.
 
     Raises:
       ValueError: an unknown quantizer, norm or activation.
@@ -287,7 +301,7 @@ class VQVAE(PretrainedMixin, nn.Module):
             raise ValueError(
                 f"quantizer is {config.vqvae.quantizer!r}; known: {', '.join(QUANTIZERS)}"
             )
-        self.config = config
+        self.config = config = _with_norm_groups(config)
         self.encoder = Encoder(config)
         self.quantizer = QUANTIZERS[config.vqvae.quantizer](config)
         self.decoder = Decoder(config)

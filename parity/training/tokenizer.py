@@ -47,7 +47,7 @@ def write_images(folder: Path, side: int = 8) -> None:
 def settings(images: Path, **changes: Any) -> ml_collections.ConfigDict:
     """The settings of a run: the published losses and optimizers around a small tokenizer.
 
-    8 x 8 pixels, 4 x 4 tokens of 32 codes. The discriminator's 512 channels are not a setting.
+    8 x 8 pixels, 4 x 4 tokens of 32 codes. The discriminator has its official 512 channels.
     """
     config = tokenizer_defaults.get_config()
     config.update(
@@ -62,6 +62,7 @@ def settings(images: Path, **changes: Any) -> ml_collections.ConfigDict:
     config.vqvae.update(
         codebook_size=32, filters=32, num_res_blocks=1, channel_multipliers=(1, 2), embedding_dim=16
     )
+    config.discriminator.width_rule = "official"
     config.tau_anneal.update(tau_warmup_steps=1, tau_decay_steps=4)
     config.data.update(images=str(images), crop="center", num_workers=0)
     config.update_from_flattened_dict(changes)

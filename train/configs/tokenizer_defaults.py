@@ -30,7 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
             "tau_anneal": official.tau_anneal.to_dict(),  # of the Gumbel quantizer
             "reconstruction_loss": "l2",  # or "l1"
             "vqgan": official.vqgan.to_dict(),  # g_adversarial_loss_weight 0: no discriminator
-            "discriminator": official.discriminator.to_dict(),
+            # width_rule "official", or "image": narrower below 256 px, see `discriminator.widths`.
+            "discriminator": official.discriminator.to_dict() | {"width_rule": "image"},
             "perceptual_loss_weight": official.perceptual_loss_weight,
             "perceptual_loss_on_logit": official.perceptual_loss_on_logit,
             # A torchvision ResNet-50 state file, or "off".

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from maskgit_pt import utils
 from maskgit_pt.launch import Processes
 from maskgit_pt.libml import losses, rng
-from maskgit_pt.nets.discriminator import Discriminator
+from maskgit_pt.nets.discriminator import WIDTH_RULES, Discriminator
 from maskgit_pt.nets.vqgan_tokenizer import QUANTIZERS, VQVAE
 from train import evaluation, randomness, settings
 from train.configs import tokenizer_defaults
@@ -363,6 +363,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     settings.check_choice(config, "reconstruction_loss", tuple(_RECONSTRUCTION))
     settings.check_choice(config, "vqvae.quantizer", tuple(QUANTIZERS))
     settings.check_choice(config, "vqgan.loss_type", ("non-saturating", "hinge"))
+    settings.check_choice(config, "discriminator.width_rule", WIDTH_RULES)
+    settings.check_range(config, "discriminator.channel_multiplier", 1)
     settings.check_choice(config, "vqgan.gradient_penalty", ("r1", "none"))
     if config.eval_features != "off":
         try:
