@@ -3,6 +3,7 @@ and edit run, on small networks under the names that the pages use."""
 
 import configparser
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -206,6 +207,19 @@ def house_example(number: int) -> dict:
     code = blocks(ROOT / "docs" / "house.md", "python")[number]
     exec(compile(code, "house.md", "exec"), scope)
     return scope
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "miniature").glob("*.json")), ids=lambda p: p.name
+)
+def test_the_miniature_page_says_what_its_results_say(path):
+    """Each finding's verdict on the page is the one in the raw results."""
+    page = (ROOT / "docs" / "miniature.md").read_text()
+    found = json.loads(path.read_text())
+    assert found["findings"] and f"miniature/{path.stem}.png" in page
+    for line in found["findings"]:
+        seeds = f"{line['agreeing']} of {line['seeds']}"
+        assert f"| {line['finding']} | {line['verdict']} | {seeds} |" in page
 
 
 def test_the_sampler_of_the_house_works():
