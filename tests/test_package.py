@@ -35,22 +35,19 @@ def held(distribution) -> set[str]:
     command = distribution.get_command_obj("build_py")
     command.ensure_finalized()
     data = {f"{source}/{name}" for _, source, _, names in command.data_files for name in names}
-    return data | {str(Path(path).relative_to(ROOT)) for path in _absolute(command)}
-
-
-def _absolute(command) -> list[Path]:
-    return [(ROOT / path).resolve() for *_, path in command.find_all_modules()]
+    modules = ((ROOT / path).resolve() for *_, path in command.find_all_modules())
+    return data | {str(path.relative_to(ROOT)) for path in modules}
 
 
 def test_the_wheel_holds_all_files(distribution):
     found = held(distribution)
     assert sorted(needed() - found) == []
-    assert {"parity/templates/style.css", "maskgit_pt/imagenet_classes.txt"} <= found
+    assert "maskgit_pt/imagenet_classes.txt" in found
 
 
 def test_a_file_that_would_be_left_out_is_noticed(distribution):
     distribution.package_data = {"": ["*.txt"]}
-    assert "parity/templates/style.css" in needed() - held(distribution)
+    assert any(name.endswith("style.css") for name in needed() - held(distribution))
 
 
 def test_the_commands_are_there(distribution):
