@@ -8,9 +8,11 @@ from pathlib import Path
 from absl import flags
 
 from maskgit_pt import command_line
+from maskgit_pt.command_line import UsageError
 from maskgit_pt.files import hold_folder
 from maskgit_pt.settings import define_flags, from_flags, setting
 from train.demos.images import DATA_SETS
+from train.demos.own import OwnPlan
 from train.demos.plan import Plan
 from train.demos.stages import Stages
 
@@ -20,6 +22,7 @@ Trains both stages on real images, generates, scores, and draws one page that sh
 
   maskgit-demo --data=fashion --minutes=15
   maskgit-demo --data=digits
+  maskgit-demo --data=my_images --from=maskgit256 --tokenizer=tokenizer256
 
 fashion is Fashion-MNIST, 70,000 photographs of clothes of ten classes, 28 x 28 pixels. Its four IDX files are
 looked for in --files, in Debian's folder of the package dataset-fashion-mnist, and where torchvision puts
@@ -33,7 +36,9 @@ the project's commands, printed as one would type it. Interrupted, the same comm
 class DemoSettings:
     """Each field is the value of the flag of its name."""
 
-    data: str = setting("fashion", "Which images.", choices=tuple(DATA_SETS))
+    data: str = setting(
+        "fashion", f"Which images: {', '.join(DATA_SETS)}, or a folder with a folder a class."
+    )
     output: str | None = setting(None, "Folder for everything. Default: the name of --data.")
     minutes: float | None = setting(
         None,
@@ -53,28 +58,48 @@ class DemoSettings:
         (), "Changed settings of the tokenizer's recipe, e.g. num_train_steps=100,batch_size=32."
     )
     config: list[str] = setting((), "Likewise, of the transformer's.")
+    tokenizer: str | None = setting(None, "With --from: the tokenizer of these weights.")
     classifier_steps: int = setting(3000, "Steps of the classifier that judges.", least=2)
     few: int | None = setting(None, "Take only the first images of each part: to try it.", least=20)
 
 
 FLAGS = flags.FlagValues()
 define_flags(DemoSettings, FLAGS)
+flags.DEFINE_string(
+    "from", None, "Trained weights that learn the classes of a folder.", flag_values=FLAGS
+)
 
 
 def main() -> int:
     """Runs the demo that the flags describe."""
     settings = from_flags(DemoSettings, FLAGS)
-    folder = Path(settings.output or settings.data)
+    start = FLAGS["from"].value
+    own = settings.data not in DATA_SETS
+    check(settings, start, own)
+    folder = Path(settings.output or f"{Path(settings.data).name}{'_demo' * own}")
     # What the result depends on; where the images were found is no part of it.
     apart = ("output", "files", "download")
     asked = {k: v for k, v in dataclasses.asdict(settings).items() if k not in apart}
-    stages = Stages(folder, asked)
+    stages = Stages(folder, asked | ({"from": start} if own else {}))
     with hold_folder(folder, "making a demo"):
-        report = Plan(settings, folder, stages).run()
+        plan = OwnPlan(settings, start, folder, stages) if own else Plan(settings, folder, stages)
+        report = plan.run()
     for name, value in report.items():
         print(f"{name}: {value}")
     print(f"see {folder / 'index.html'}")
     return 0
+
+
+def check(settings: DemoSettings, start: str | None, own: bool) -> None:
+    """Refuses flags that do not go together; `own`: `--data` is no data set that the demo knows."""
+    if own and not Path(settings.data).is_dir():
+        raise UsageError(f"--data={settings.data}; accepted: {', '.join(DATA_SETS)}, or a folder")
+    if own != bool(start) or own != bool(settings.tokenizer):
+        wanted = "a folder needs --from=WEIGHTS and --tokenizer" if own else "a folder for --from"
+        raise UsageError(
+            f"--data={settings.data} with --from={start}, --tokenizer={settings.tokenizer}; "
+            f"accepted: {wanted}"
+        )
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

@@ -44,10 +44,10 @@ def write(plan: "Plan", report: dict[str, Any]) -> None:
         class_names=plan.class_names,
         float32=plan.float32,
         zoom=max(1, _ZOOMED // images.shape[1]),
-        rows=[_row(images[labels == c][:_COLUMNS]) for c in range(len(plan.class_names))],
-        strips=[_url(path) for path in sorted((folder / "steps").glob("*_steps.png"))],
+        rows=[side_by_side(images[labels == c][:_COLUMNS]) for c in range(len(plan.class_names))],
+        strips=[url(path) for path in sorted((folder / "steps").glob("*_steps.png"))],
         neighbours=_neighbours(plan, images, labels),
-        curves=[(name, _url(folder / f"{name}_run" / "curves.png")) for name in ("tokenizer", "transformer")],
+        curves=[(name, url(folder / f"{name}_run" / "curves.png")) for name in ("tokenizer", "transformer")],
         scores=[(title, note, report[key], report[f"{key}_of_training_images"])
                 for key, title, note in _SCORES],
         stages=[(name, duration(stage["seconds"]), stage["commands"])
@@ -57,12 +57,12 @@ def write(plan: "Plan", report: dict[str, Any]) -> None:
     write_atomically(folder / "index.html", page.encode())
 
 
-def _url(path: Path) -> str:
+def url(path: Path) -> str:
     with Image.open(path) as image:
         return pages.image_url(image.convert("RGB"))
 
 
-def _row(images: np.ndarray) -> dict[str, Any]:
+def side_by_side(images: np.ndarray) -> dict[str, Any]:
     """Images uint8 [n, H, W, 3] side by side, as `src` and sizes."""
     height, width = images.shape[1:3]
     picture = np.full((height, max(1, len(images)) * (width + _GAP) - _GAP, 3), 255, np.uint8)
@@ -80,5 +80,5 @@ def _neighbours(plan: "Plan", images: np.ndarray, labels: np.ndarray) -> list[di
             distances, places = scores.nearest(image.mean(-1)[None], train, scores.NEAREST)
             real = np.repeat(train[places[0]][..., None], 3, -1)
             row = {"name": name, "distance": float(distances[0])}
-            found.append(row | {"generated": _row(image[None]), "real": _row(real)})
+            found.append(row | {"generated": side_by_side(image[None]), "real": side_by_side(real)})
     return found
