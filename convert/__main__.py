@@ -6,8 +6,8 @@ import sys
 from absl import flags
 from tqdm import tqdm
 
-from convert import api, formats, inspection
-from convert.checkpoint import WEIGHTS
+from convert import api, formats, inspection, verification
+from convert.checkpoint import WEIGHTS, Given
 from convert.files import dtypes
 from maskgit_pt import command_line, hub
 from maskgit_pt.nets.self_guidance import GELUS
@@ -21,7 +21,9 @@ those of Besnier & Chen, to PyTorch folders and back.
   maskgit-convert --input=maskgit256 --output=maskgit_imagenet256_checkpoint --to=flax
   maskgit-convert --input=maskgit_imagenet256.ckpt --output=maskgit_imagenet256_checkpoint --to=flax
   maskgit-convert --input=maskgit256 --output=maskgit256_jax --to=orbax
+  maskgit-convert --input=maskgit256 --output=maskgit256_onnx --to=onnx
   maskgit-convert --inspect=FILE
+  maskgit-convert --verify=FILE --against=OTHER
   maskgit-convert --list
 
 What the input is, is told from its content. A PyTorch folder holds config.json, model.safetensors
@@ -29,6 +31,7 @@ and README.md; `from_pretrained` of the networks and of maskgit_pt.MaskGIT loads
 The output is read back and compared with the input bit for bit before it gets its name. Nothing
 that a file contains is ever executed."""
 
+_DTYPES = (*dtypes.FLOATS, "int8")
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "input", None, "File, folder or Hugging Face hub id to convert.", flag_values=FLAGS
@@ -56,12 +59,27 @@ flags.DEFINE_bool(
 flags.DEFINE_enum(
     "dtype",
     None,
-    list(dtypes.FLOATS),
-    f"Convert the weights: {', '.join(dtypes.FLOATS)}. Not given: as stored.",
+    list(_DTYPES),
+    f"Convert the weights: {', '.join(_DTYPES)} (int8: ONNX alone). Not given: as stored; ONNX: float32.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
-    "verify", True, "Read the output back and compare; --noverify saves a third.", flag_values=FLAGS
+    "noverify",
+    False,
+    "Do not read the output back and compare it; saves a third.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "verify",
+    None,
+    "Compare a file, a folder or a hub id with what is known of the published ones.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "against",
+    None,
+    "With --verify: another copy, of any format, to compare with.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_bool("overwrite", False, "Replace an output that exists.", flag_values=FLAGS)
 flags.DEFINE_enum(
@@ -111,17 +129,21 @@ flags.DEFINE_integer(
 )
 
 
-def main() -> None:
-    """Converts as the flags say and prints a summary; or lists, or inspects."""
-    if sum((FLAGS.list, FLAGS.inspect is not None, FLAGS.input is not None)) > 1:
-        raise command_line.UsageError("--input, --list and --inspect exclude each other")
+def main() -> int:
+    """Converts as the flags say and prints a summary; or lists, inspects or verifies."""
+    _check_usage()
     if FLAGS.list:
         print(inspection.list_formats())
-        return
+        return 0
     if FLAGS.inspect is not None:
         rows = inspection.inspect(FLAGS.inspect, FLAGS.num_heads, FLAGS.num_codes, FLAGS.weights)
-        print("\n".join(f"{name + ':':14}{value}" for name, value in rows.items()))
-        return
+        print(_lines(rows))
+        return 0
+    if FLAGS.verify is not None:
+        given = Given(FLAGS.num_heads, FLAGS.num_codes, FLAGS.weights)
+        result = verification.verify(FLAGS.verify, FLAGS.against, given)
+        print(_lines(result.rows))
+        return 1 if result.problems else 0
     for name in ("input", "output"):
         if not FLAGS[name].value:
             raise command_line.UsageError(f"--{name} is missing")
@@ -137,7 +159,7 @@ def main() -> None:
             FLAGS.output,
             to=FLAGS.to,
             dtype=FLAGS.dtype,
-            verify=FLAGS.verify,
+            verify=not FLAGS.noverify,
             overwrite=FLAGS.overwrite,
             num_heads=FLAGS.num_heads,
             num_codes=FLAGS.num_codes,
@@ -152,11 +174,26 @@ def main() -> None:
     print(describe(summary, FLAGS.input, FLAGS.output))
     if FLAGS.push:
         print(f"{'uploaded:':12}{hub.upload(FLAGS.output, FLAGS.push)}")
+    return 0
+
+
+def _check_usage() -> None:
+    doing = [
+        FLAGS.list,
+        *(FLAGS[name].value is not None for name in ("inspect", "verify", "input")),
+    ]
+    if sum(doing) > 1:
+        raise command_line.UsageError("--input, --list, --inspect and --verify exclude each other")
+    if FLAGS.against is not None and FLAGS.verify is None:
+        raise command_line.UsageError("--against is for --verify=FILE")
+
+
+def _lines(rows: dict[str, str]) -> str:
+    return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items())
 
 
 def describe(summary: api.Summary, input: str, output: str) -> str:
     """The lines that a conversion prints."""
-    check = "read back, equal bit for bit" if summary.verified else "not read back (--noverify)"
     rows = {
         "kind": summary.kind,
         "pixels": summary.resolution,
@@ -164,7 +201,7 @@ def describe(summary: api.Summary, input: str, output: str) -> str:
         "dtype": summary.dtype,
         "input": f"{input} ({summary.input_format}, {summary.input_layout}), sha256 {summary.input_sha256}",
         "output": f"{output} ({summary.output_format}), sha256 {summary.output_sha256}",
-        "verified": check,
+        "verified": summary.check,
         "seconds": f"{summary.seconds:.1f}",
     }
     return "\n".join(f"{name + ':':12}{value}" for name, value in rows.items())

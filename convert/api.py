@@ -34,7 +34,8 @@ class Summary:
       input_format, output_format: names of formats.
       input_layout: how the input is packed, and the key that its weights stand under.
       input_sha256, output_sha256: of the files that hold the weights.
-      verified: whether the output was read back and compared.
+      check: how the output was checked.
+      verified: whether it was.
       warnings: for the user: what was assumed or left out; tensors that are not finite.
       seconds: it took.
     """
@@ -49,6 +50,7 @@ class Summary:
     output_format: str
     input_sha256: str
     output_sha256: str
+    check: str
     verified: bool
     warnings: tuple[str, ...]
     seconds: float
@@ -124,8 +126,8 @@ def convert(
       output: a folder for formats with `IS_FOLDER` ("safetensors": config.json, model.safetensors,
         README.md), a file for the others.
       to: a name of `formats.BY_NAME`.
-      dtype: a name of `dtypes.FLOATS`; None keeps what is stored.
-      verify: read the output back and compare it with the input, bit for bit.
+      dtype: one of the format's `DTYPES`; None keeps what is stored ("onnx": float32).
+      verify: read the output back and compare it with the input, bit for bit ("onnx": run it).
       overwrite: replace what exists.
       num_heads: attention heads, for input that does not tell.
       num_codes: codes of the tokenizer, for transformers that do not tell.
@@ -144,9 +146,10 @@ def convert(
     input, output = Path(input), Path(output)
     if to not in formats.BY_NAME:
         raise ValueError(f"cannot write {to!r}; accepted: {', '.join(formats.BY_NAME)}")
-    if dtype is not None and dtype not in dtypes.FLOATS:
-        raise ValueError(f"cannot convert to {dtype!r}; accepted: {', '.join(dtypes.FLOATS)}")
     writer = formats.BY_NAME[to]
+    if dtype is not None and dtype not in writer.DTYPES:
+        accepted = ", ".join(writer.DTYPES)
+        raise ValueError(f"cannot convert to {dtype!r} as {to}; accepted: {accepted}")
     if safetensors and "safetensors" not in writer.PACKINGS[1:]:
         raise ValueError(f"{to} has one layout; --safetensors is for other projects' formats")
     given = Given(num_heads, num_codes, weights)
@@ -160,8 +163,9 @@ def convert(
         infer.note_gelu(source.kind, source.config, gelu)
         source.notes = [note for note in source.notes if note != infer.GELU_NOTE]
     check_output(output, writer.IS_FOLDER, overwrite, not writer.WHOLE_FOLDER)
-    verify = verify and writer.READS
-    total = (1 + verify) * source.size(dtype)
+    if not writer.READS:
+        writer.rows_to_write(source.kind, source.config)
+    total = (1 + (verify and writer.READS)) * source.size(dtype if writer.READS else None)
     observer = _Observer(lambda done: progress(done, total))
     # Hashing goes on beside the conversion; hashlib and file reading release the lock.
     with (
@@ -177,9 +181,13 @@ def convert(
             raise ValueError(f"{input}: {error}") from None
         output_sha256 = threads.submit(path_sha256, weights)
         on_disk = threads.submit(synchronise, weights)
-        written_dtype = dtype or source.dtype
-        if verify:
+        written_dtype = writer.written_dtype(source, dtype)
+        check = "not read back (--noverify)"
+        if verify and writer.READS:
             _verify(writer, source, temporary, dtype, (input, output), observer.progress)
+            check = "read back, equal bit for bit"
+        elif verify:
+            check = _try_out(writer, source, temporary, dtype, output)
         about = {"source": input.name, "dtype": written_dtype, "sha256": input_sha256.result()}
         about["writers"] = writers(source.kind, source.config)
         for name, data in writer.card(source, **about).items():
@@ -196,6 +204,7 @@ def convert(
         output_format=to,
         input_sha256=input_sha256.result(),
         output_sha256=output_sha256.result(),
+        check=check,
         verified=verify,
         warnings=(*source.notes, *writer.marks(source), *observer.warnings()),
         seconds=time.perf_counter() - started,
@@ -269,6 +278,15 @@ def _verify(
         progress(expected.nbytes)
         source.release()
         back.release()
+
+
+def _try_out(
+    writer: Format, source: Checkpoint, written: Path, dtype: str | None, output: Path
+) -> str:
+    try:
+        return writer.try_out(source, written, dtype)
+    except ValueError as error:
+        raise ValueError(f"{output}: {_FAILED} {error}") from None
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

@@ -52,6 +52,7 @@ class Checkpoint:
         weights stood under, or None), "values" (its plain numbers and words: steps, versions),
         "companion" (the configuration that came with it).
       release: gives memory back that reading took.
+      given: what the user said beside the file.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
     origin: dict = field(default_factory=dict)
     release: Callable[[], None] = lambda: None
+    given: Given = Given()
 
     def frozen_part(self) -> "Checkpoint | None":
         """The model that this one holds, frozen, without what was trained on top of it; None for others."""

@@ -93,7 +93,7 @@ def infer_config(
     Args:
       flat: official name -> array, or anything that has a `.shape`, or the shape itself.
       num_heads: attention heads, where shapes do not show them.
-      num_codes: codebook size, likewise; None: see `_likely_codes`.
+      num_codes: codebook size, likewise; None: see `likely_codes`.
 
     Returns:
       (a key of `rules.MODEL_CLASSES`, a dictionary for `rules.build`).
@@ -394,7 +394,7 @@ def _discriminator(shapes: _Shapes, *_: object) -> dict:
 
 def _besnier(shapes: _Shapes, num_heads: int, num_codes: int | None) -> dict:
     vocabulary, width = shapes.get("tok_emb.weight", 2)
-    codes = num_codes or _likely_codes(vocabulary)
+    codes = num_codes or likely_codes(vocabulary)
     if codes > vocabulary - 3:
         raise ValueError(f"has {vocabulary} ids, too few for {codes} codes and the classes")
     heads_or_default(width, num_heads)
@@ -515,7 +515,7 @@ def _mage_tokenizer(shapes: _Shapes) -> dict:
     return config
 
 
-def _likely_codes(vocabulary: int) -> int:
+def likely_codes(vocabulary: int) -> int:
     """1024 of the published 2026 ids; else the largest power of two that leaves room for a class.
 
     The ids are those of the codes, the mask, the classes and "no class"; the weights do not show

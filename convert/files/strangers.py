@@ -52,6 +52,8 @@ def describe_stranger(path: Path, head: bytes) -> str | None:
     for signature, what in _SIGNATURES.items():
         if head.startswith(signature):
             return f"is {what}, not a checkpoint"
+    if path.suffix == ".onnx" or head[:1] == b"\x08" and head[2:3] == b"\x12":
+        return "is an ONNX graph, which is not read: convert the weights it was made from"
     if head.startswith(b"PK"):
         return f"is {_describe_zip(path)}, not a checkpoint"
     if head[257:262] == b"ustar":
@@ -74,6 +76,8 @@ def _describe_folder(path: Path) -> str:
     entries = sorted(entry.name for entry in path.iterdir())
     if not entries:
         return "is an empty folder"
+    if any(name.endswith(".onnx") for name in entries):
+        return "holds ONNX graphs, which are not read: convert the weights they were made from"
     found = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
     return f"is a folder without weights, neither model.safetensors nor others (it holds {found})"
 

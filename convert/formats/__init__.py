@@ -12,6 +12,7 @@ from convert.formats import (
     mage,
     mage_transformer,
     maskbit,
+    onnx_folder,
     open_muse,
     orbax,
     safetensors,
@@ -37,5 +38,6 @@ FORMATS: tuple[Format, ...] = (
     halton.FORMAT,
     llamagen.FORMAT,
     orbax.FORMAT,
+    onnx_folder.FORMAT,
 )
 BY_NAME = {form.NAME: form for form in FORMATS}

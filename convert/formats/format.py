@@ -11,8 +11,8 @@ overrides what is different:
 
 A table (`rules.Rows`) maps each tensor of the format to official tensors (several where stacked) and a
 named transform of `tables`. It never looks at the numbers. That every row is filled and every tensor is
-used is checked afterwards. A format that is only written (`READS = False`) overrides `write` and
-`can_write`. A network that `maskgit_pt` has under the project's own names needs an entry in
+used is checked afterwards. A format that is only written (`READS = False`) overrides `write`,
+`rows_to_write` and `try_out`. A network that `maskgit_pt` has under the project's own names needs an entry in
 `rules.MODEL_CLASSES` and `rules.FROM_PYTORCH` and one in `infer.KINDS`; its rows are `own_rows`.
 """
 
@@ -51,6 +51,7 @@ class Format:
       WHOLE_FOLDER: whether that folder is one thing, with which nothing can be merged.
       PACKINGS: what it can be packed as, the usual one first; see `Container.packing`.
       READS: whether it can be read.
+      DTYPES: what it can be written in.
       KEEPS_ORDER: whether the official order of the tensors survives.
       KEEPS_CONFIG: whether what weights do not show survives (`infer.visible`).
       WRAPPERS: keys that the tensors stand under in known files, None for bare ones; the first is
@@ -68,6 +69,7 @@ class Format:
     WHOLE_FOLDER: ClassVar[bool] = False
     PACKINGS: ClassVar[tuple[str, ...]] = ("PyTorch", "safetensors")
     READS: ClassVar[bool] = True
+    DTYPES: ClassVar[tuple[str, ...]] = dtypes.FLOATS
     KEEPS_ORDER: ClassVar[bool] = False
     KEEPS_CONFIG: ClassVar[bool] = False
     WRAPPERS: ClassVar[tuple[str | None, ...]] = (None,)
@@ -251,6 +253,14 @@ class Format:
         if about and source.kind != "discriminator" and not self.KEEPS_CONFIG:
             marks.append(f"files of {self.NAME} have no place for {', '.join(about)}: left out")
         return marks
+
+    def written_dtype(self, source: Checkpoint, dtype: str | None) -> str:
+        """The dtype of what is written, if `dtype` is asked for."""
+        return dtype or source.dtype
+
+    def try_out(self, source: Checkpoint, written: Path, dtype: str | None) -> str:
+        """Checks what was written in a format that is not read, and says how; ValueError: it is wrong."""
+        raise NotImplementedError
 
     def companions(self, source: Checkpoint) -> dict[str, bytes]:
         """The other files of the folder to write."""

@@ -54,6 +54,7 @@ class Recognised:
         with _named(self.path, self.format.NAME):
             found = self.format.open(self.container, self.state, given)
             found.notes += self.notes
+            found.given = given
             infer.note_pixels(found.kind, found.config, self.path.name, None)
             return found
 
@@ -92,9 +93,19 @@ def reopen(form: Format, path: Path, given: Given) -> Checkpoint:
 
 
 def writers(kind: str, config: dict) -> list[str]:
-    """Names of the formats that can hold a model, or the one that it holds frozen."""
+    """Names of the formats that can hold a model, or the one that it holds frozen, to be read again."""
+    return _able(kind, config, reads=True)
+
+
+def exporters(kind: str, config: dict) -> list[str]:
+    """Names of the formats that run a model, or the one that it holds frozen, and are not read again."""
+    return _able(kind, config, reads=False)
+
+
+def _able(kind: str, config: dict, reads: bool) -> list[str]:
     models = [(kind, config), rules.frozen_part(kind, config)]
-    return [f.NAME for f in FORMATS if any(f.can_write(*model) for model in models if model)]
+    forms = [form for form in FORMATS if form.READS == reads]
+    return [f.NAME for f in forms if any(f.can_write(*model) for model in models if model)]
 
 
 def recognise(path: str | Path, weights: str | None = None) -> Recognised:

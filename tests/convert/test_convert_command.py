@@ -11,7 +11,7 @@ import torch
 from convert_samples import write_flax
 
 from convert import __main__ as command
-from convert import inspection, rules
+from convert import ledger, rules
 from maskgit_pt import files
 
 
@@ -187,11 +187,11 @@ PUBLISHED_PARAMETERS = [
 def test_published_shapes():
     """The published sizes are told apart by their shapes; one also by its values."""
     found = []
-    for known in inspection.PUBLISHED:
+    for known in ledger.models().values():
         shapes, _, config = rules.target(known.kind, known.config)
         found.append(sum(np.prod(shape, dtype=int) for shape in shapes.values()))
-        text = inspection.published(known.kind, config, known.ranges, "float32")
-        assert text.startswith(f"has the shapes of: {known.files}")
+        text = ledger.describe(known.kind, config, known.ranges, "float32")
+        assert text.startswith(f"has the shapes of: {ledger.entries_of(known)[0].name}")
         if known.ranges:
             assert text.endswith("and their range of values in each of 13 tensors")
             officials = {piece.official for piece in rules.target(known.kind, known.config)[1]}
@@ -200,10 +200,10 @@ def test_published_shapes():
                 name: tuple(torch.tensor(values).bfloat16().tolist())
                 for name, values in known.ranges.items()
             }
-            assert inspection.published(known.kind, config, as_half, "bfloat16") == text
+            assert ledger.describe(known.kind, config, as_half, "bfloat16") == text
             name = "params/MlmLayer_0/mlm_bias/bias"
             others = known.ranges | {name: (-0.7683, 0.8642)}
-            text = inspection.published(known.kind, config, others, "float32")
+            text = ledger.describe(known.kind, config, others, "float32")
             assert text.endswith(
                 f"but not their values: 1 of 13 tensors have another range ({name})"
             )

@@ -10,7 +10,7 @@ from halton_files import FOLDER, published_bytes, recorded
 from recorded import GOLDEN, assert_close
 
 import convert
-from convert import formats, inspection, rules
+from convert import formats, ledger, rules
 from convert.checkpoint import Given
 from convert.formats import relatives
 from convert.formats.container import StateDict
@@ -114,7 +114,7 @@ def test_full_size_names(file, monkeypatch):
     written = formats.BY_NAME["halton"].wrap(state, "model_state_dict", {})["model_state_dict"]
     assert [(name, tuple(t.shape)) for name, t in written.items()] == list(shapes.items())
     ranges = dict.fromkeys(rows, (0.0, 0.0))
-    text = inspection.published(kind, config, ranges, "float32")
+    text = ledger.describe(kind, config, ranges, "float32")
     assert (file.startswith("xlarge")) == text.startswith("no published"), text
     assert file.startswith("xlarge") or text.endswith(f"Halton-MaskGIT {file}")
 
@@ -124,7 +124,7 @@ def test_full_size_tokenizer_names():
     kind, config = convert.infer.infer_config({name: tuple(s) for name, s in shapes.items()})
     assert kind == "llamagen_vq"
     assert list(formats.BY_NAME["llamagen"].rows_to_write(kind, config)) == list(shapes)
-    text = inspection.published(kind, config, dict.fromkeys(shapes, (0.0, 0.0)), "float32")
+    text = ledger.describe(kind, config, dict.fromkeys(shapes, (0.0, 0.0)), "float32")
     assert text == "has the shapes of: LlamaGen vq_ds16_c2i.pt"
 
 

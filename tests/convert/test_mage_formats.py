@@ -10,7 +10,7 @@ from mage_files import DECODER_HEADS, GROUPS, HEADS, full_size, published, publi
 from recorded import assert_close
 
 import convert
-from convert import formats, inspection
+from convert import formats, ledger
 from convert.checkpoint import Given
 from convert.formats.container import StateDict
 from convert.formats.recognise import open_checkpoint, recognise
@@ -89,7 +89,7 @@ def test_full_size_names(size):
     assert kind == "mage" and config["decoder_num_heads"] == 16
     assert "middle_blocks" not in config["vqvae"] and "norm_groups" not in config["vqvae"]
     assert list(FORM.rows_to_write(kind, config)) == list(without)
-    text = inspection.published(kind, config, dict.fromkeys(without, (0.0, 0.0)), "float32")
+    text = ledger.describe(kind, config, dict.fromkeys(without, (0.0, 0.0)), "float32")
     assert text == f"has the shapes of: MAGE mage-{size}-1600.pth"
 
 
