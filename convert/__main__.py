@@ -186,6 +186,8 @@ def _check_usage() -> None:
         raise command_line.UsageError("--input, --list, --inspect and --verify exclude each other")
     if FLAGS.against is not None and FLAGS.verify is None:
         raise command_line.UsageError("--against is for --verify=FILE")
+    if FLAGS.dtype == "int8" and FLAGS.to != "onnx":
+        raise command_line.UsageError("--dtype=int8 is for --to=onnx")
 
 
 def _lines(rows: dict[str, str]) -> str:

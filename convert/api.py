@@ -149,7 +149,7 @@ def convert(
     writer = formats.BY_NAME[to]
     if dtype is not None and dtype not in writer.DTYPES:
         accepted = ", ".join(writer.DTYPES)
-        raise ValueError(f"cannot convert to {dtype!r} as {to}; accepted: {accepted}")
+        raise ValueError(f"cannot convert to {dtype!r}; accepted: {accepted}")
     if safetensors and "safetensors" not in writer.PACKINGS[1:]:
         raise ValueError(f"{to} has one layout; --safetensors is for other projects' formats")
     given = Given(num_heads, num_codes, weights)

@@ -38,9 +38,7 @@ The weights keep the licence of their source.
 
 class Onnx(Format):
     NAME = "onnx"
-    DESCRIPTION = (
-        "folder of ONNX graphs for onnxruntime (needs the extra 'onnx'); cannot be read back"
-    )
+    DESCRIPTION = "ONNX graphs for onnxruntime (needs the extra 'onnx'); never read back"
     HOLDS = "transformer and decoding step, or tokenizer encoder and decoder"
     KINDS = tuple(kind for kind, cls in rules.MODEL_CLASSES.items() if cls not in _REFUSED)
     DTYPES = ("float32", "float16", "int8")

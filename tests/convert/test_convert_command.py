@@ -57,8 +57,8 @@ def test_wrong_usage(run, miniature):
     for arguments, part in (
         ((), "--input is missing"),
         ((f"--input={miniature}",), "--output is missing"),
-        ((f"--input={miniature}", "--output=x", "--to=onnx"), "onnx"),
-        ((f"--input={miniature}", "--output=x", "--dtype=int8"), "int8"),
+        ((f"--input={miniature}", "--output=x", "--to=gguf"), "gguf"),
+        ((f"--input={miniature}", "--output=x", "--dtype=int8"), "--dtype=int8 is for --to=onnx"),
         ((f"--input={miniature}", "--output=x", "--num_heads=0"), "num_heads"),
         ((f"--input={miniature}", "--output=x", "--frobnicate"), "frobnicate"),
         ((f"{miniature}",), "unexpected argument"),

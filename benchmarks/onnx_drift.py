@@ -1,6 +1,6 @@
 """Measures how far ONNX graphs are from PyTorch in float32, at full size with seeded weights.
 
-    python benchmarks/onnx.py --folder=onnx_drift
+    python benchmarks/onnx_drift.py --folder=onnx_drift
 
 Makes Google's networks for 256 px with seeded weights (`parity.seeded`), converts them, and decodes the
 same images with PyTorch and with onnxruntime, from the same noise. The table gives, for each dtype,
@@ -175,4 +175,4 @@ def measure_tokenizer(folder: Path, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cl.run(main, FLAGS, "benchmarks/onnx.py", __doc__))
+    sys.exit(cl.run(main, FLAGS, "benchmarks/onnx_drift.py", __doc__))
