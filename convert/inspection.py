@@ -15,7 +15,6 @@ from convert.ledger import Ranges
 from maskgit_pt.files import path_sha256
 
 
-
 def list_formats() -> str:
     """For each format its name, what `--to` makes, what it holds, and which files these are."""
     lines = []

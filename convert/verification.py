@@ -122,11 +122,12 @@ def verify(
         result.rows["notes"] = "; ".join(checkpoint.notes)
     if against is not None:
         other = recognise(against, given.weights).open(given)
-        if other.kind != checkpoint.kind:
+        pair = _of_one_kind(checkpoint, other)
+        if pair is None:
             raise ValueError(
                 f"{against} holds a {other.kind}, {path} a {checkpoint.kind}: nothing to compare"
             )
-        agreement = compare(checkpoint, other)
+        agreement = compare(*pair)
         result.rows["agreement"] = f"{agreement} ({against})"
         if not agreement.agrees:
             result.problems.append(f"it is not the same as {against}")
@@ -145,6 +146,14 @@ def verify(
     }
     result.rows["ledger line"] = json.dumps(line)
     return result
+
+
+def _of_one_kind(first: Checkpoint, second: Checkpoint) -> tuple[Checkpoint, Checkpoint] | None:
+    """Both as they are; or one with the model that the other holds frozen; None if neither fits."""
+    for a, b in ((first, second), (first.frozen_part(), second), (first, second.frozen_part())):
+        if a and b and a.kind == b.kind:
+            return a, b
+    return None
 
 
 def _shapes(

@@ -13,8 +13,8 @@ from maskgit_pt.nets.self_guidance import SelfGuidedTransformer
 # Why a model is not written.
 _REFUSED = {
     Discriminator: "it judges images and is no part of sampling",
-    SelfGuidedTransformer: "its second pass is fed by its sampler, step by step; its transformer can be "
-    "converted alone, by way of --to=flax",
+    # Of it the frozen part is written: `Checkpoint.frozen_part`.
+    SelfGuidedTransformer: "its second pass is fed by its sampler, step by step",
 }
 _WHERE_CODES = ("transformer",)  # models that do not know how many codes their tokenizer has
 _BOUND = 2e-5  # of the numbers' size, but of 10 at least: float32

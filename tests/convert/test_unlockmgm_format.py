@@ -17,7 +17,7 @@ from recorded import OFFICIAL
 from self_guidance_files import FOLDER, NETWORKS, published, recorded, text, zipped
 
 import convert
-from convert import flax_msgpack, formats, infer, inspection, rules
+from convert import flax_msgpack, formats, infer, inspection, ledger, rules
 from convert.checkpoint import Given
 from convert.files import archive
 from convert.formats.container import StateDict
@@ -167,7 +167,7 @@ def test_full_size_names(pixels):
             assert rows[name].officials == (google.replace("{i}", str(layer)),)
     frozen = {name for name, row in rows.items() if row.officials[0].startswith("params/")}
     assert frozen == expected and len(frozen) == 393
-    published = inspection.published(kind, config, {}, "float32")
+    published = ledger.describe(kind, config, {}, "float32")
     assert f"UnlockMGM_imagenet_{pixels}.zip" in published
 
 

@@ -172,6 +172,15 @@ class TestAgainst:
         code, rows, err = run(f"--verify={miniature}", f"--against={other}")
         assert (code, rows) == (1, {}) and err.count("\n") == 1 and "nothing to compare" in err
 
+    def test_a_frozen_part(self, tmp_path):
+        """UnlockMGM's model is a second source of Google's file."""
+        whole = GOLDEN / "unlockmgm" / "tiny"
+        convert.convert(whole, tmp_path / "frozen", to="flax")
+        for files in ((whole, tmp_path / "frozen"), (tmp_path / "frozen", whole)):
+            rows = verification.verify(*files).rows
+            assert "tensors are equal bit for bit" in rows["agreement"]
+            assert "differ" not in rows["agreement"] and "not the same" not in rows["verdict"]
+
     def test_missing_and_extra(self, miniature):
         first, second = (convert.api.open_checkpoint(miniature) for _ in range(2))
         name = "params/MlmLayer_0/mlm_bias/bias"
