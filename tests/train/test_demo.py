@@ -87,6 +87,7 @@ def test_all_steps_in_short(tmp_path, monkeypatch, capsys):
     assert report["generated_images"] == 20 and len(report["recognised_by_class"]) == 10
     assert report["recognised_as_asked"] < 0.9  # the score can tell
     assert report["frechet_distance"] > 2 * report["frechet_distance_of_training_images"]
+    assert report["trained_in"] in ("float32", "bfloat16") and 0 <= report["precision"] <= 1
     page = (folder / "index.html").read_text()
     for part in (
         "maskgit-train --config=fashion",

@@ -202,7 +202,7 @@ class Plan:
         found = scores.collect(self.folder, len(self.class_names))
         about = {"data": self.settings.data, "images": counts, "seed": self.settings.seed}
         about |= {"minutes": self.settings.minutes, "processes": self.processes}
-        about |= {"precision": "float32" if self.float32 else self.recipe.precision}
+        about |= {"trained_in": "float32" if self.float32 else self.recipe.precision}
         return about | found | distances | {"seconds": round(self.stages.seconds, 1)}
 
     # How many steps.
