@@ -62,10 +62,11 @@ def make_weights(folder: Path, kind: str) -> None:
     """Google's network for 256 px with seeded weights, as a folder of ours."""
     if not folder.exists():
         published = {"transformer": "google-transformer-256", "tokenizer": "google-tokenizer"}
-        config = ledger.models()[published[kind]].config
-        shapes = {piece.official: piece.official_shape for piece in rules.target(kind, config)[1]}
-        network = rules.build(kind, config)
-        network.load_state_dict(rules.to_torch(seeded.draw(kind, shapes, 0), kind, config))
+        model = ledger.models()[published[kind]]
+        what = model.model_type, model.config
+        shapes = {piece.official: piece.official_shape for piece in rules.target(*what)[1]}
+        network = rules.build(*what)
+        network.load_state_dict(rules.to_torch(seeded.draw(what[0], shapes, 0), *what))
         network.save_pretrained(folder)
 
 
@@ -155,8 +156,8 @@ def measure_tokenizer(folder: Path, dtype: str) -> None:
     file = folder / f"tokenizer_{dtype}.json"
     if file.exists():
         return
-    kind, config, state = convert.load_checkpoint(folder / "tokenizer")
-    model = rules.build(kind, config).eval()
+    model_type, config, state = convert.load_checkpoint(folder / "tokenizer")
+    model = rules.build(model_type, config).eval()
     model.load_state_dict(state)
     encode, decode = sessions(folder, "tokenizer", dtype, ["encoder", "decoder"])
     rng = torch.Generator().manual_seed(0)

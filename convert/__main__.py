@@ -197,7 +197,7 @@ def _lines(rows: dict[str, str]) -> str:
 def describe(summary: api.Summary, input: str, output: str) -> str:
     """The lines that a conversion prints."""
     rows = {
-        "kind": summary.kind,
+        "model type": summary.model_type,
         "pixels": summary.resolution,
         "parameters": f"{summary.parameters:,}",
         "dtype": summary.dtype,

@@ -26,7 +26,7 @@ class Summary:
     """What a conversion did.
 
     Attributes:
-      kind: a key of `rules.MODEL_CLASSES`.
+      model_type: a key of `rules.MODEL_CLASSES`.
       config: of the model.
       resolution: in pixels: "256 x 256", "any multiple of 16".
       parameters: how many numbers.
@@ -40,7 +40,7 @@ class Summary:
       seconds: it took.
     """
 
-    kind: str
+    model_type: str
     config: dict
     resolution: str
     parameters: int
@@ -74,16 +74,16 @@ def load_checkpoint(
     num_codes: int | None = None,
     weights: str | None = None,
 ) -> tuple[str, dict, dict[str, Tensor]]:
-    """Reads weights of any format as (kind, config, PyTorch state dict).
+    """Reads weights of any format as (model_type, config, PyTorch state dict).
 
-    `rules.build(kind, config).load_state_dict(state_dict)` makes the model. `num_heads` and
+    `rules.build(model_type, config).load_state_dict(state_dict)` makes the model. `num_heads` and
     `num_codes` are for files that do not tell, `weights` for those that hold two sets.
 
     Raises:
       ValueError, OSError: one line that begins with the path.
     """
     checkpoint = open_checkpoint(path, num_heads, num_codes, weights)
-    return checkpoint.kind, checkpoint.config, checkpoint.state_dict()
+    return checkpoint.model_type, checkpoint.config, checkpoint.state_dict()
 
 
 def read_model(
@@ -101,7 +101,7 @@ def read_model(
       num_heads, num_codes, weights: as `convert`.
     """
     found = open_checkpoint(path, num_heads, num_codes, weights)
-    return rules.model_type(found.kind), found.config, found.state_dict(), found.notes
+    return found.model_type, found.config, found.state_dict(), found.notes
 
 
 def convert(
@@ -156,15 +156,15 @@ def convert(
     found = recognise(input, weights)
     source = found.open(given)
     if pixels is not None:
-        infer.note_pixels(source.kind, source.config, input.name, pixels)
-    if source.kind not in writer.KINDS:
+        infer.note_pixels(source.model_type, source.config, input.name, pixels)
+    if source.model_type not in writer.MODEL_TYPES:
         source = source.frozen_part() or source
     if gelu is not None:
-        infer.note_gelu(source.kind, source.config, gelu)
+        infer.note_gelu(source.model_type, source.config, gelu)
         source.notes = [note for note in source.notes if note != infer.GELU_NOTE]
     check_output(output, writer.IS_FOLDER, overwrite, not writer.WHOLE_FOLDER)
     if not writer.READS:
-        writer.rows_to_write(source.kind, source.config)
+        writer.rows_to_write(source.model_type, source.config)
     total = (1 + (verify and writer.READS)) * source.size(dtype if writer.READS else None)
     observer = _Observer(lambda done: progress(done, total))
     # Hashing goes on beside the conversion; hashlib and file reading release the lock.
@@ -189,14 +189,14 @@ def convert(
         elif verify:
             check = _try_out(writer, source, temporary, dtype, output)
         about = {"source": input.name, "dtype": written_dtype, "sha256": input_sha256.result()}
-        about["writers"] = writers(source.kind, source.config)
+        about["writers"] = writers(source.model_type, source.config)
         for name, data in writer.card(source, **about).items():
             (temporary / name).write_bytes(data)
         on_disk.result()
     return Summary(
-        kind=source.kind,
+        model_type=source.model_type,
         config=source.config,
-        resolution=infer.resolution(source.kind, source.config),
+        resolution=infer.resolution(source.model_type, source.config),
         parameters=source.parameters,
         dtype=written_dtype,
         input_format=found.format.NAME,

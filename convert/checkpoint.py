@@ -41,7 +41,7 @@ class Checkpoint:
 
     Attributes:
       path: the file that holds the weights.
-      kind: a key of `rules.MODEL_CLASSES`.
+      model_type: a key of `rules.MODEL_CLASSES`.
       config: complete, for `rules.build`.
       tensors: official name -> tensor in official layout; a view of the mapped file where the file
         allows it. In official order: as in Google's file it once came from if that is known, else
@@ -56,7 +56,7 @@ class Checkpoint:
     """
 
     path: Path
-    kind: str
+    model_type: str
     config: dict
     tensors: dict[str, Tensor]
     chunks: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Checkpoint:
 
     def frozen_part(self) -> "Checkpoint | None":
         """The model that this one holds, frozen, without what was trained on top of it; None for others."""
-        part = rules.frozen_part(self.kind, self.config)
+        part = rules.frozen_part(self.model_type, self.config)
         if part is None:
             return None
         kept = {n: t for n, t in self.tensors.items() if not n.startswith(f"{_MODULE}/")}
@@ -82,7 +82,7 @@ class Checkpoint:
             note += f", which differs from them in {differing:,} rows: this predicts otherwise"
         return dataclasses.replace(
             self,
-            kind=part[0],
+            model_type=part[0],
             config=part[1],
             tensors=kept,
             chunks={name: counts for name, counts in self.chunks.items() if name in kept},
@@ -121,5 +121,5 @@ class Checkpoint:
         Raises:
           ValueError: official tensors that become one have different dtypes.
         """
-        rows = rules.model_rows(self.kind, self.config)
+        rows = rules.model_rows(self.model_type, self.config)
         return Outgoing(self.tensors, rows, release=self.release).state_dict()

@@ -1,4 +1,4 @@
-"""From official names and shapes to what the model is: its kind, configuration and resolution.
+"""From official names and shapes to what the model is: its type, configuration and resolution.
 
 Weights show sizes only. What they do not show (dropout, initial standard deviation, activation,
 quantizer and its losses) gets the official default.
@@ -6,16 +6,12 @@ quantizer and its losses) gets the official default.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from convert import rules
 from convert.rules import Shape
-from maskgit_pt.configs import vqgan_config
-from maskgit_pt.nets import discriminator, mage
-from maskgit_pt.nets.halton_transformer import PUBLISHED_HEADS
-from maskgit_pt.nets.layers import GROUPNORM_GROUPS, group_count
+from convert.signatures import DEFAULT_HEADS, SIGNATURES, Shapes, heads_or_default
 from maskgit_pt.nets.self_guidance import GELUS
 
 # What weights do not show, so that only the stated configuration can tell.
@@ -46,54 +42,47 @@ _NOT_IN_WEIGHTS = {
     "norm_groups",
     "gelu",
 }
-DEFAULT_HEADS = 16  # of Google's and of Besnier & Chen's models
-DEFAULT_CODES = 1024
-
-_TRANSFORMERS = (
-    "transformer", "besnier_transformer", "halton_transformer", "mage", "self_guided_transformer",
-)  # fmt: skip
-_MAX_LEVELS = 8
-MAGE_MIDDLE_BLOCKS = 2  # of its tokenizer, whatever the level
-MAX_MODULES = 1000  # layers or blocks; Google's models have 24
 
 
-def likeness(names: Iterable[str], kinds: Iterable[str], torch_names: bool = False) -> float:
-    """Which part of the names is that of one of these kinds, 0 to 1."""
+def likeness(names: Iterable[str], model_types: Iterable[str], torch_names: bool = False) -> float:
+    """Which part of the names is that of one of these types, 0 to 1."""
     names = list(names)
-    return max((_votes(names, kind, torch_names) for kind in kinds), default=0) / max(len(names), 1)
+    return max(
+        (_votes(names, model_type, torch_names) for model_type in model_types), default=0
+    ) / max(len(names), 1)
 
 
-def infer_kind(names: Iterable[str], torch_names: bool = False) -> str:
-    """Returns the kind of which most tensors remind.
+def infer_model_type(names: Iterable[str], torch_names: bool = False) -> str:
+    """Returns the type of model of which most tensors remind.
 
     Raises:
       ValueError: no tensor reminds of any.
     """
     names = list(names)
-    votes = {kind: _votes(names, kind, torch_names) for kind in KINDS}
-    kind = max(votes, key=votes.get)
-    if not votes[kind]:
+    votes = {model_type: _votes(names, model_type, torch_names) for model_type in SIGNATURES}
+    model_type = max(votes, key=votes.get)
+    if not votes[model_type]:
         raise ValueError(
             f"neither transformer nor tokenizer: {len(names)} tensors ({rules.abbreviate(names)}), "
             "of which none has a name of these models"
         )
-    return kind
+    return model_type
 
 
-def _votes(names: list[str], kind: str, torch_names: bool) -> int:
-    sign = KINDS[kind].torch_names if torch_names else KINDS[kind].names
+def _votes(names: list[str], model_type: str, torch_names: bool) -> int:
+    sign = SIGNATURES[model_type].torch_names if torch_names else SIGNATURES[model_type].names
     return sum(bool(sign.match(name)) for name in names)
 
 
 def infer_config(
     flat: Mapping[str, Any], num_heads: int = DEFAULT_HEADS, num_codes: int | None = None
 ) -> tuple[str, dict]:
-    """Returns the kind and the configuration that official names and shapes show.
+    """Returns the type of model and the configuration that official names and shapes show.
 
     Args:
       flat: official name -> array, or anything that has a `.shape`, or the shape itself.
       num_heads: attention heads, where shapes do not show them.
-      num_codes: codebook size, likewise; None: see `likely_codes`.
+      num_codes: codebook size, likewise; None: see `signatures.likely_codes`.
 
     Returns:
       (a key of `rules.MODEL_CLASSES`, a dictionary for `rules.build`).
@@ -102,16 +91,16 @@ def infer_config(
       ValueError: a tensor that tells a size is missing or has a wrong shape; names it.
     """
     shapes = {name: tuple(getattr(value, "shape", value)) for name, value in flat.items()}
-    kind = infer_kind(shapes)
-    config = KINDS[kind].config(_Shapes(shapes), num_heads, num_codes)
-    return kind, rules.target(kind, config)[2]
+    model_type = infer_model_type(shapes)
+    config = SIGNATURES[model_type].config(Shapes(shapes), num_heads, num_codes)
+    return model_type, rules.target(model_type, config)[2]
 
 
-def merge_config(kind: str, inferred: dict, stated: dict, stated_in: str) -> dict:
+def merge_config(model_type: str, inferred: dict, stated: dict, stated_in: str) -> dict:
     """Completes the inferred configuration by the stated one.
 
     Args:
-      kind: as inferred.
+      model_type: as inferred.
       inferred: from `infer_config`.
       stated: what a `config.json` says.
       stated_in: its name, for errors.
@@ -120,7 +109,6 @@ def merge_config(kind: str, inferred: dict, stated: dict, stated_in: str) -> dic
       ValueError: they disagree about something that the weights show.
     """
     stated = dict(stated)
-    model_type = rules.model_type(kind)
     if (found := stated.pop("model_type", model_type)) != model_type:
         raise ValueError(f"{stated_in} says model_type {found!r}, the weights show {model_type!r}")
     result = {}
@@ -129,7 +117,7 @@ def merge_config(kind: str, inferred: dict, stated: dict, stated_in: str) -> dic
         if isinstance(value, dict):
             if not isinstance(told, dict):
                 raise ValueError(f"{stated_in} says {key} {told!r}, no JSON object")
-            value = merge_config(kind, value, told, stated_in)
+            value = merge_config(model_type, value, told, stated_in)
         elif key not in _NOT_IN_WEIGHTS and told != value:
             raise ValueError(f"{stated_in} says {key} {told!r}, the weights show {value!r}")
         result[key] = told if key in _NOT_IN_WEIGHTS else value
@@ -137,20 +125,20 @@ def merge_config(kind: str, inferred: dict, stated: dict, stated_in: str) -> dic
 
 
 def heads_of(
-    kind: str, shapes: Mapping[str, Shape], num_heads: int | None
+    model_type: str, shapes: Mapping[str, Shape], num_heads: int | None
 ) -> tuple[int, list[str]]:
     """The number of attention heads of a model where a file does not tell, and a note if it was assumed.
 
     Args:
-      kind: a kind with `Kind.width`.
+      model_type: one with `Signature.width`.
       shapes: our names -> shapes.
       num_heads: as the user says; None: as published.
 
     Raises:
       ValueError: it does not fit, or no model of this width was published.
     """
-    width = shapes.get(KINDS[kind].width, (0,))[-1]
-    known = KINDS[kind].heads
+    width = shapes.get(SIGNATURES[model_type].width, (0,))[-1]
+    known = SIGNATURES[model_type].heads
     if known is None:
         return heads_or_default(width, num_heads)
     if num_heads is None and width not in known:
@@ -164,25 +152,6 @@ def heads_of(
         f"model of width {width} has (--num_heads says otherwise)"
     )
     return num_heads or known[width], [] if num_heads else [note]
-
-
-def heads_or_default(width: int, num_heads: int | None) -> tuple[int, list[str]]:
-    """The number of attention heads where a file does not tell, and a note if it had to be assumed.
-
-    Raises:
-      ValueError: it does not divide the width.
-    """
-    heads = num_heads or DEFAULT_HEADS
-    if width % heads:
-        raise ValueError(
-            f"its width is {width}, no multiple of {heads} attention heads; --num_heads says how many "
-            "it has"
-        )
-    note = (
-        f"the number of attention heads is not in the file: took {heads}, as the published models "
-        "have (--num_heads says otherwise)"
-    )
-    return heads, [] if num_heads else [note]
 
 
 def visible(config: dict) -> dict:
@@ -202,20 +171,20 @@ _PUBLISHED_PIXELS = {
 }
 
 
-def note_pixels(kind: str, config: dict, file: str, pixels: int | None) -> None:
+def note_pixels(model_type: str, config: dict, file: str, pixels: int | None) -> None:
     """Notes in a tokenizer's configuration for which images it is, which the weights do not show.
 
     Args:
-      kind, config: of the model; the configuration is changed.
+      model_type, config: of the model; the configuration is changed.
       file: its name, for published ones.
       pixels: side of the images, if the user says it.
 
     Raises:
       ValueError: the model is no tokenizer that `pixels` can be noted of.
     """
-    if kind != "tokenizer":
+    if model_type != "maskgit_vqvae":
         if pixels is not None:
-            raise ValueError(f"--pixels is for the official tokenizer, this is a {kind}")
+            raise ValueError(f"--pixels is for the official tokenizer, this is a {model_type}")
         return
     named = [side for name, side in _PUBLISHED_PIXELS.items() if re.fullmatch(name, file)]
     pixels = pixels or config["vqvae"].get("pixels") or next(iter(named), None)
@@ -229,36 +198,43 @@ GELU_NOTE = (
 )
 
 
-def note_gelu(kind: str, config: dict, gelu: str) -> None:
+def note_gelu(model_type: str, config: dict, gelu: str) -> None:
     """Notes in a configuration with which GELU the network runs, which the weights do not show.
 
     Raises:
-      ValueError: another kind of model, or of GELU.
+      ValueError: another type of model, or another GELU.
     """
     if "gelu" not in config:
-        raise ValueError(f"--gelu is for networks with a self-guidance module, this is a {kind}")
+        raise ValueError(
+            f"--gelu is for networks with a self-guidance module, this is a {model_type}"
+        )
     if gelu not in GELUS:
         raise ValueError(f"--gelu is {gelu!r}; accepted: {', '.join(GELUS)}")
     config["gelu"] = gelu
 
 
-def resolution(kind: str, config: dict) -> str:
+_TRANSFORMERS = (
+    "maskgit_transformer", "besnier_transformer", "halton_transformer", "mage", "self_guided_transformer",
+)  # fmt: skip
+
+
+def resolution(model_type: str, config: dict) -> str:
     """What the model is for, in pixels: "256 x 256", "any multiple of 16"; of transformers that do not tell
     and were not published so, "unknown, 7 x 7 tokens an image"."""
-    if kind in _TRANSFORMERS:
+    if model_type in _TRANSFORMERS:
         if config.get("image_size"):
             return f"{config['image_size']} x {config['image_size']}"
         tokens = config.get("num_tokens") or config["max_position_embeddings"] - 1
-        if token := _pixels_of_token(kind, config):
+        if token := _pixels_of_token(model_type, config):
             return f"{token * math.isqrt(tokens)} x {token * math.isqrt(tokens)}"
         side = math.isqrt(tokens)
         grid = f"{side} x {side} tokens" if side * side == tokens else f"{tokens} tokens"
         return f"unknown, {grid} an image"
-    if kind == "tokenizer":
+    if model_type == "maskgit_vqvae":
         if pixels := config.get("image_size") or config["vqvae"].get("pixels"):
             return f"{pixels} x {pixels}"
         return f"any multiple of {2 ** (len(config['vqvae']['channel_multipliers']) - 1)}"
-    if kind in ("taming_vqgan", "llamagen_vq"):
+    if model_type in ("taming_vqgan", "llamagen_vq"):
         return f"any multiple of {2 ** (len(config['channel_multipliers']) - 1)}"
     return f"{config['image_size']} x {config['image_size']}"
 
@@ -267,375 +243,18 @@ def resolution(kind: str, config: dict) -> str:
 # what else they have in common.
 _PUBLISHED_TOKENS = (256, 576, 1024)
 _PUBLISHED_IDS = {
-    "transformer": ("vocab_size", 2025),
+    "maskgit_transformer": ("vocab_size", 2025),
     "self_guided_transformer": ("vocab_size", 2025),
     "besnier_transformer": ("num_codes", 1024),
     "halton_transformer": ("num_codes", 16384),
 }
 
 
-def _pixels_of_token(kind: str, config: dict) -> int | None:
+def _pixels_of_token(model_type: str, config: dict) -> int | None:
     """The side of a transformer's token in pixels; None where neither weights nor publication tell."""
-    if kind == "mage":
+    if model_type == "mage":
         levels = len(config["vqvae"]["channel_multipliers"]) if "vqvae" in config else 0
         return 2 ** (levels - 1) if levels else config["patch_size"]
     tokens = config.get("num_tokens") or config["max_position_embeddings"] - 1
-    key, ids = _PUBLISHED_IDS[kind]
+    key, ids = _PUBLISHED_IDS[model_type]
     return 16 if tokens in _PUBLISHED_TOKENS and config[key] == ids else None
-
-
-class _Shapes:
-    """Looks shapes up by name; what is missing or unexpected is a ValueError that names it."""
-
-    def __init__(self, shapes: dict[str, Shape]):
-        self.shapes = shapes
-
-    def get(self, name: str, dimensions: int) -> Shape:
-        if name not in self.shapes:
-            raise ValueError(f"tensor {name} is missing")
-        shape = self.shapes[name]
-        if len(shape) != dimensions or 0 in shape:
-            raise ValueError(f"tensor {name} has shape {list(shape)}; expected {dimensions} sizes")
-        return shape
-
-    def count(self, prefix: str) -> int:
-        """How many modules "prefix0", "prefix1", ... there are."""
-        pattern = re.compile(re.escape(prefix) + r"(\d{1,9})[/.]")
-        numbers = {int(m[1]) for name in self.shapes if (m := pattern.match(name))}
-        if len(numbers) > MAX_MODULES:
-            raise ValueError(f"{len(numbers):,} modules {prefix}*; at most {MAX_MODULES} accepted")
-        # A number that is left out shows as missing tensors later; a wild one as unknown tensors.
-        return max(numbers) + 1 if numbers and max(numbers) < MAX_MODULES else len(numbers)
-
-
-def _transformer(shapes: _Shapes, *_: object) -> dict:
-    vocabulary, width = shapes.get("params/Embed_0/word_embeddings/embedding", 2)
-    layer = "params/TransformerLayer_0"
-    query = shapes.get(f"{layer}/Attention_0/self_attention/query/kernel", 3)
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "num_hidden_layers": shapes.count("params/TransformerLayer_"),
-        "num_attention_heads": query[1],
-        "intermediate_size": shapes.get(f"{layer}/Mlp_0/intermediate_output/kernel", 2)[1],
-        "max_position_embeddings": shapes.get("params/Embed_0/position_embeddings/embedding", 2)[0],
-    }
-
-
-def _self_guided(shapes: _Shapes, *_: object) -> dict:
-    classes, factors = (
-        shapes.get(f"self_guidance/class_anchor/{name}/weight", 2) for name in ("mlp_c", "mlp_f")
-    )
-    return _transformer(shapes) | {"num_classes": classes[0], "tg_factor": factors[1]}
-
-
-def _tokenizer(shapes: _Shapes, *_: object) -> dict:
-    codes, code_width = shapes.get("params/quantizer/codebook", 2)
-    filters = shapes.get("params/encoder/Conv_0/kernel", 4)[3]
-    levels = shapes.count("params/decoder/Conv_") - 1  # in, one after each upsampling, out
-    blocks = shapes.count("params/encoder/ResBlock_")  # of each level and once more in the middle
-    if levels < 1 or not blocks or blocks % (levels + 1):
-        raise ValueError(
-            f"params/encoder has {blocks} residual blocks (ResBlock_*) for {levels} levels (one "
-            "less than params/decoder/Conv_*); expected a multiple of the levels + 1"
-        )
-    per_level = blocks // (levels + 1)
-    firsts = range(0, levels * per_level, per_level)
-    names = [f"params/encoder/ResBlock_{block}/Conv_0/kernel" for block in firsts]
-    widths = [shapes.get(name, 4)[3] for name in names]
-    for name, width in zip(names, widths, strict=True):
-        if width % filters:
-            raise ValueError(f"{name} gives {width} channels, no multiple of the {filters} filters")
-    config = vqgan_config.get_config().vqvae.to_dict()
-    norm_type = _norm_type(shapes)
-    if norm_type == "GN" and filters % GROUPNORM_GROUPS:
-        config["norm_groups"] = group_count(filters)  # as `VQVAE` chooses them
-    return {
-        "vqvae": config
-        | {
-            "codebook_size": codes,
-            "embedding_dim": code_width,
-            "filters": filters,
-            "num_res_blocks": per_level,
-            "channel_multipliers": [width // filters for width in widths],
-            "conv_downsample": shapes.count("params/encoder/Conv_") == levels + 1 > 2,
-            "norm_type": norm_type,
-        }
-    }
-
-
-def _norm_type(shapes: _Shapes) -> str:
-    found = {
-        norm_type: sum(f"/{name}_" in tensor for tensor in shapes.shapes)
-        for norm_type, name in rules.NORM_NAMES.items()
-    }
-    return max(found, key=found.get)
-
-
-def _discriminator(shapes: _Shapes, *_: object) -> dict:
-    """Sizes between two powers of two can share all shapes; the largest of them is named."""
-    rows, last = shapes.get("params/Dense_0/kernel", 2)
-    side = min(max(math.isqrt(rows // last), 4), 7)
-    image_size = side << min(shapes.count("params/ResBlock_"), 8)
-    first = shapes.get("params/Conv_0/kernel", 4)[3]
-    settings: dict[str, Any] = {"channel_multiplier": 1, "blur_resample": True}
-    known = {rule: discriminator.widths(image_size, 1, rule) for rule in discriminator.WIDTH_RULES
-             if rule != discriminator.OFFICIAL or side == 4}  # fmt: skip
-    for rule, plain in known.items():
-        multiplier = max(first // plain[0], 1)
-        found = discriminator.widths(image_size, multiplier, rule)
-        if (found[0], found[-1]) == (first, last):
-            settings["channel_multiplier"] = multiplier
-            if rule != discriminator.OFFICIAL:
-                settings["width_rule"] = rule
-            break
-    return {"image_size": image_size, "discriminator": settings}
-
-
-def _besnier(shapes: _Shapes, num_heads: int, num_codes: int | None) -> dict:
-    vocabulary, width = shapes.get("tok_emb.weight", 2)
-    codes = num_codes or likely_codes(vocabulary)
-    if codes > vocabulary - 3:
-        raise ValueError(f"has {vocabulary} ids, too few for {codes} codes and the classes")
-    heads_or_default(width, num_heads)
-    latent = {}
-    if any(name.startswith("latent_projection.") for name in shapes.shapes):
-        latent = {"latent_features": shapes.get("latent_projection.0.weight", 2)[1]}
-    return latent | {
-        "num_codes": codes,
-        "num_classes": vocabulary - codes - 2,
-        "num_tokens": shapes.get("pos_emb", 3)[1] - 1,
-        "hidden_size": width,
-        "num_hidden_layers": shapes.count("transformer.layers."),
-        "num_attention_heads": num_heads,
-        "intermediate_size": shapes.get("transformer.layers.0.1.fn.net.0.weight", 2)[0],
-    }
-
-
-def _halton(shapes: _Shapes, num_heads: int, num_codes: int | None) -> dict:
-    ids, width = shapes.get("tok_emb.weight", 2)
-    layer = "transformer.layers.0"
-    inner = shapes.get(f"{layer}.attn.wq.weight", 2)[0]
-    if num_heads > width or width // num_heads * num_heads != inner:
-        raise ValueError(
-            f"{num_heads} attention heads do not give the {inner} rows of {layer}.attn.wq.weight at width "
-            f"{width}; --num_heads says how many it has"
-        )
-    registers = "reg_tokens.weight" in shapes.shapes
-    return {
-        "num_codes": ids - 1,
-        "num_classes": shapes.get("cls_emb.weight", 2)[0] - 1,
-        "num_tokens": shapes.get("pos_emb.weight", 2)[0],
-        "hidden_size": width,
-        "num_hidden_layers": shapes.count("transformer.layers."),
-        "num_attention_heads": num_heads,
-        "intermediate_size": shapes.get(f"{layer}.ff.w1.weight", 2)[0],
-        "num_registers": shapes.get("reg_tokens.weight", 2)[0] if registers else 0,
-    }
-
-
-def _llamagen(shapes: _Shapes, *_: object) -> dict:
-    codes, code_width = shapes.get("quantize.embedding.weight", 2)
-    channels = shapes.get("encoder.conv_in.weight", 4)[0]
-    levels = shapes.count("encoder.conv_blocks.")
-    if not 1 <= levels <= _MAX_LEVELS:
-        raise ValueError(
-            f"has {levels:,} levels (encoder.conv_blocks.*); accepted: 1 to {_MAX_LEVELS}"
-        )
-    names = [f"encoder.conv_blocks.{level}.res.0.conv1.weight" for level in range(levels)]
-    widths = [shapes.get(name, 4)[0] for name in names]
-    for name, width in zip(names, widths, strict=True):
-        if width % channels:
-            raise ValueError(f"{name} gives {width} channels, no multiple of the {channels}")
-    return {
-        "num_codes": codes,
-        "embed_dim": code_width,
-        "z_channels": shapes.get("encoder.conv_out.weight", 4)[0],
-        "channels": channels,
-        "channel_multipliers": [width // channels for width in widths],
-        "num_res_blocks": shapes.count("encoder.conv_blocks.0.res."),
-    }
-
-
-def _mage(shapes: _Shapes, num_heads: int, num_codes: int | None) -> dict:
-    ids, width = shapes.get("token_emb.word_embeddings.weight", 2)
-    decoder_width = shapes.get("decoder_embed.weight", 2)[0]
-    if ids <= mage.EXTRA_IDS:
-        raise ValueError(f"has {ids} ids; accepted: codes + {mage.EXTRA_IDS}")
-    if width % num_heads:
-        raise ValueError(f"its width is {width}, no multiple of {num_heads} attention heads")
-    config = {
-        "num_codes": ids - mage.EXTRA_IDS,
-        "num_tokens": shapes.get("token_emb.position_embeddings.weight", 2)[0] - 1,
-        "hidden_size": width,
-        "num_hidden_layers": shapes.count("blocks."),
-        "num_attention_heads": num_heads,
-        "decoder_hidden_size": decoder_width,
-        "decoder_num_layers": shapes.count("decoder_blocks."),
-        "decoder_num_heads": math.gcd(mage.DECODER_HEADS, decoder_width),
-        "mlp_ratio": shapes.get("blocks.0.mlp.fc1.weight", 2)[0] // width,
-        "patch_size": shapes.get("patch_embed.proj.weight", 4)[2],
-    }
-    if "class_emb.weight" in shapes.shapes:
-        config["num_classes"] = shapes.get("class_emb.weight", 2)[0]
-    if any(name.startswith("vqgan.") for name in shapes.shapes):
-        config["vqvae"] = _mage_tokenizer(shapes)
-    return config
-
-
-def _mage_tokenizer(shapes: _Shapes) -> dict:
-    """The settings of a `VQVAE` with two blocks in the middle, whatever the number of a level."""
-    codes, code_width = shapes.get("vqgan.quantizer.codebook", 2)
-    filters = shapes.get("vqgan.encoder.conv_in.weight", 4)[0]
-    levels = shapes.count("vqgan.decoder.upsample_convs.") + 1
-    blocks = shapes.count("vqgan.encoder.res_blocks.")
-    middle = MAGE_MIDDLE_BLOCKS
-    if levels > _MAX_LEVELS or blocks <= middle or (blocks - middle) % levels:
-        raise ValueError(
-            f"vqgan.encoder has {blocks} residual blocks for {levels} levels; expected {middle} more than a "
-            f"multiple of the levels, of which at most {_MAX_LEVELS} are accepted"
-        )
-    per_level = (blocks - middle) // levels
-    names = [f"vqgan.encoder.res_blocks.{i * per_level}.conv0.weight" for i in range(levels)]
-    widths = [shapes.get(name, 4)[0] for name in names]
-    for name, width in zip(names, widths, strict=True):
-        if width % filters:
-            raise ValueError(f"{name} gives {width} channels, no multiple of the {filters} filters")
-    config = vqgan_config.get_config().vqvae.to_dict() | {
-        "codebook_size": codes,
-        "embedding_dim": code_width,
-        "filters": filters,
-        "num_res_blocks": per_level,
-        "channel_multipliers": [width // filters for width in widths],
-    }
-    if per_level != middle:
-        config["middle_blocks"] = middle
-    if filters % GROUPNORM_GROUPS:
-        config["norm_groups"] = max(1, filters // 2)  # a guess: no published model is like this
-    return config
-
-
-def likely_codes(vocabulary: int) -> int:
-    """1024 of the published 2026 ids; else the largest power of two that leaves room for a class.
-
-    The ids are those of the codes, the mask, the classes and "no class"; the weights do not show
-    where one ends and the next begins.
-    """
-    if vocabulary > DEFAULT_CODES + 2:
-        return DEFAULT_CODES
-    return 1 << max(vocabulary - 3, 1).bit_length() - 1
-
-
-def _taming(shapes: _Shapes, *_: object) -> dict:
-    codes, code_width = shapes.get("quantize.embedding.weight", 2)
-    channels = shapes.get("encoder.conv_in.weight", 4)[0]
-    levels = shapes.count("encoder.down.")
-    if not 1 <= levels <= _MAX_LEVELS:
-        raise ValueError(f"encoder.down has {levels} levels; accepted: 1 to {_MAX_LEVELS}")
-    names = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(levels)]
-    widths = [shapes.get(name, 4)[0] for name in names]
-    for name, width in zip(names, widths, strict=True):
-        if width % channels:
-            raise ValueError(f"{name} gives {width} channels, no multiple of the {channels}")
-    resolution = 256  # as published; only which levels have attention counts
-    return {
-        "num_codes": codes,
-        "embed_dim": code_width,
-        "z_channels": shapes.get("encoder.conv_out.weight", 4)[0],
-        "resolution": resolution,
-        "channels": channels,
-        "channel_multipliers": [width // channels for width in widths],
-        "num_res_blocks": shapes.count("encoder.down.0.block."),
-        "attention_resolutions": [
-            resolution >> level
-            for level in range(levels)
-            if shapes.count(f"encoder.down.{level}.attn.")
-        ],
-    }
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a kind of model is recognised.
-
-    Attributes:
-      names: official names that only this kind has.
-      torch_names: our names that only this kind has.
-      config: from shapes, attention heads and codes (where shapes do not show them) to the configuration.
-      width: our tensor whose last size is the width that attention heads share; None without attention
-        heads that could be told apart.
-      heads: width -> attention heads of the published models; None: `DEFAULT_HEADS`, whatever the width.
-    """
-
-    names: re.Pattern
-    torch_names: re.Pattern
-    config: Callable[[_Shapes, int, int | None], dict]
-    width: str | None = None
-    heads: Mapping[int, int] | None = None
-
-
-def _own(
-    names: str,
-    config: Callable[..., dict],
-    width: str | None = None,
-    heads: Mapping[int, int] | None = None,
-) -> Kind:
-    """A network that comes from PyTorch: its official names are ours."""
-    return Kind(re.compile(names), re.compile(names), config, width, heads)
-
-
-# Those that come from PyTorch first: of two with as many names, the first is taken.
-KINDS = {
-    "besnier_transformer": _own(
-        r"((tok_emb|first_layer|last_layer|latent_projection|transformer\.layers)\.|(pos_emb|bias)$)",
-        _besnier,
-        "tok_emb.weight",
-    ),
-    "taming_vqgan": _own(
-        r"((encoder|decoder)\.(down|mid|up)\.|quantize\.|quant_conv\.|post_quant_conv\.)", _taming
-    ),
-    "halton_transformer": _own(
-        r"((cls_emb|tok_emb|pos_emb|reg_tokens|head|last_norm)\."
-        r"|transformer\.layers\.\d+\.(mlp|ln1|attn|ln2|ff)\.)",
-        _halton,
-        "tok_emb.weight",
-        PUBLISHED_HEADS,
-    ),
-    "llamagen_vq": _own(
-        r"((encoder|decoder)\.(conv_in|conv_blocks|mid|norm_out|conv_out)\.|quantize\.|quant_conv\."
-        r"|post_quant_conv\.)",
-        _llamagen,
-    ),
-    "mage": _own(
-        r"((token_emb|blocks|decoder_blocks|decoder_embed|decoder_norm|decoder_pred|patch_embed|norm"
-        r"|mlm_layer|class_emb|vqgan)\.|(cls_token|mask_token|pos_embed|decoder_pos_embed(_learned)?)$)",
-        _mage,
-        "token_emb.word_embeddings.weight",
-        mage.PUBLISHED_HEADS,
-    ),
-    "transformer": Kind(
-        re.compile(r"params/(Embed_0|TransformerLayer_\d+|MlmLayer_0)/"),
-        re.compile(r"(embed|layers|mlm_layer)\."),
-        _transformer,
-        "embed.word_embeddings.weight",
-    ),
-    "self_guided_transformer": Kind(
-        re.compile(r"(params/(Embed_0|TransformerLayer_\d+|MlmLayer_0)|self_guidance)/"),
-        re.compile(r"(embed|layers|mlm_layer|guidance|head)\."),
-        _self_guided,
-        "embed.word_embeddings.weight",
-    ),
-    "tokenizer": Kind(
-        re.compile(r"(params|batch_stats)/(encoder|decoder|quantizer)/"),
-        re.compile(
-            r"((encoder|decoder)\.(conv_in|res_blocks|(down|up)sample_convs|norm_out|conv_out)"
-            r"|quantizer)\."
-        ),
-        _tokenizer,
-    ),
-    "discriminator": Kind(
-        re.compile(r"params/(ResBlock_\d+/Conv_|Conv_[01]/|Dense_[01]/)"),
-        re.compile(r"(conv_in|res_blocks|conv_out|dense[01])\."),
-        _discriminator,
-    ),
-}

@@ -51,8 +51,8 @@ def inspect(
     least, most = min(low for low, _ in ranges.values()), max(top for _, top in ranges.values())
     rows = {
         "format": f"{found.format.NAME}: {found.format.DESCRIPTION}; {found.layout}",
-        "kind": _kind(checkpoint),
-        "pixels": infer.resolution(checkpoint.kind, config),
+        "model type": _model_type(checkpoint),
+        "pixels": infer.resolution(checkpoint.model_type, config),
         **_classes(checkpoint.config),
         "parameters": f"{checkpoint.parameters:,}",
         "dtype": checkpoint.dtype,
@@ -67,9 +67,9 @@ def inspect(
         rows["says"] = ", ".join(f"{key} {value}" for key, value in values.items())
     rows["file sha256"] = path_sha256(checkpoint.path)
     rows["fingerprint"] = f"{fingerprint} (of the weights, the same in every format)"
-    rows["published"] = ledger.describe(checkpoint.kind, config, ranges, checkpoint.dtype)
-    rows["can become"] = ", ".join(writers(checkpoint.kind, config))
-    if exports := exporters(checkpoint.kind, config):
+    rows["published"] = ledger.describe(checkpoint.model_type, config, ranges, checkpoint.dtype)
+    rows["can become"] = ", ".join(writers(checkpoint.model_type, config))
+    if exports := exporters(checkpoint.model_type, config):
         rows["can run as"] = ", ".join(exports)
     if checkpoint.notes:
         rows["notes"] = "; ".join(checkpoint.notes)
@@ -96,9 +96,9 @@ def _classes(config: dict) -> dict[str, str]:
     return {"classes": str(count)} if count is not None else {}
 
 
-def _kind(checkpoint: Checkpoint) -> str:
+def _model_type(checkpoint: Checkpoint) -> str:
     weights = checkpoint.config.get("vqvae", {}).get("weights")
-    return f"{checkpoint.kind} ({weights})" if weights else checkpoint.kind
+    return f"{checkpoint.model_type} ({weights})" if weights else checkpoint.model_type
 
 
 def look_through(checkpoint: Checkpoint) -> tuple[str, Ranges, bool]:

@@ -25,13 +25,13 @@ class Model:
 
     Attributes:
       name: in the ledger.
-      kind, config: what the model is; what the config leaves out is the default.
+      model_type, config: what the model is; what the config leaves out is the default.
       tensors, parameters: how many tensors there are, under the official names, and numbers in them.
       ranges: official name -> least and largest value of some tensors, where that is public.
     """
 
     name: str
-    kind: str
+    model_type: str
     config: dict
     tensors: int
     parameters: int
@@ -39,7 +39,7 @@ class Model:
 
     def complete(self) -> dict:
         """The whole configuration."""
-        return rules.target(self.kind, self.config)[2]
+        return rules.target(self.model_type, self.config)[2]
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ def entries() -> dict[str, Entry]:
     }
 
 
-def model_of(kind: str, config: dict) -> Model | None:
+def model_of(model_type: str, config: dict) -> Model | None:
     """The model that has these shapes; None if no published file is known to have them."""
     visible = infer.visible(config)
-    same_kind = (known for known in models().values() if known.kind == kind)
-    return next((known for known in same_kind if infer.visible(known.complete()) == visible), None)
+    same_type = (known for known in models().values() if known.model_type == model_type)
+    return next((known for known in same_type if infer.visible(known.complete()) == visible), None)
 
 
 def entries_of(model: Model | None) -> list[Entry]:
@@ -105,32 +105,32 @@ def entries_of(model: Model | None) -> list[Entry]:
     return [entry for entry in entries().values() if model and entry.model.name == model.name]
 
 
-def nearest(kind: str, config: dict) -> str:
+def nearest(model_type: str, config: dict) -> str:
     """Says in what a model differs from the published one that is most like it."""
     mine = _flat(infer.visible(config))
     candidates = []
     for known in models().values():
-        if known.kind == kind:
+        if known.model_type == model_type:
             theirs = _flat(infer.visible(known.complete()))
             keys = sorted(mine.keys() | theirs.keys())
             differing = [key for key in keys if mine.get(key) != theirs.get(key)]
             told = [f"{key} {mine.get(key)}, not {theirs.get(key)}" for key in differing]
             candidates.append((len(differing), known.name, told))
     if not candidates:
-        return f"no published file holds a {kind}"
+        return f"no published file holds a {model_type}"
     _, name, told = min(candidates)
     return f"nearest is {name}, but for {rules.abbreviate(told)}"
 
 
-def describe(kind: str, config: dict, ranges: Ranges, dtype: str) -> str:
+def describe(model_type: str, config: dict, ranges: Ranges, dtype: str) -> str:
     """Which published files have these shapes, and whether the values may be theirs.
 
     Args:
-      kind, config: of the model.
+      model_type, config: of the model.
       ranges: official name -> its least and largest value.
       dtype: of the weights.
     """
-    model = model_of(kind, config)
+    model = model_of(model_type, config)
     if model is None:
         return "no published file is known to have these shapes"
     text = f"has the shapes of: {', '.join(map(_named, entries_of(model)))}"

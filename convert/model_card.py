@@ -5,7 +5,7 @@ from convert.checkpoint import Checkpoint
 
 _MASKGIT = ("MaskGIT", "https://arxiv.org/abs/2202.04200")
 _BESNIER = ("MaskGIT as of Besnier & Chen 2023", "https://arxiv.org/abs/2310.14400")
-# Kinds that are not Google's.
+# Types that are not Google's.
 _OTHERS = {
     "besnier_transformer": _BESNIER,
     "taming_vqgan": _BESNIER,
@@ -26,9 +26,9 @@ tags:
 - image-generation
 ---
 
-# MaskGIT {kind}
+# {model}: {class_name}
 
-Weights of the {kind} of [{model}]({paper}) for `maskgit_pt`, converted from `{source}`.
+Weights of the `{class_name}` of [{model}]({paper}) for `maskgit_pt`, converted from `{source}`.
 {remark}
 
 | | |
@@ -62,21 +62,20 @@ def model_card(
       sha256: of the source.
       writers: names of the formats that can hold the model.
     """
-    cls = rules.MODEL_CLASSES[checkpoint.kind]
-    model, paper = _OTHERS.get(checkpoint.kind, _MASKGIT)
+    cls = rules.MODEL_CLASSES[checkpoint.model_type]
+    model, paper = _OTHERS.get(checkpoint.model_type, _MASKGIT)
     weights = checkpoint.config.get("vqvae", {}).get("weights")
     return _CARD.format(
-        kind=checkpoint.kind,
         model=model,
         paper=paper,
         remark=f"\n**{weights}**\n" if weights else "",
         module=cls.__module__,
         formats="|".join(name for name in writers if name != "safetensors"),
         source=source.replace("`", "'"),
-        resolution=infer.resolution(checkpoint.kind, checkpoint.config),
+        resolution=infer.resolution(checkpoint.model_type, checkpoint.config),
         parameters=checkpoint.parameters,
         dtype=dtype,
         sha256=sha256,
-        variable=checkpoint.kind,
+        variable=cls.__name__.lower(),
         class_name=cls.__name__,
     )

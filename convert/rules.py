@@ -32,18 +32,20 @@ from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from maskgit_pt.pretrained import PretrainedMixin, without_values
 
 MODEL_CLASSES = {
-    "transformer": Transformer,
-    "tokenizer": VQVAE,
-    "discriminator": Discriminator,
+    "maskgit_transformer": Transformer,
+    "maskgit_vqvae": VQVAE,
+    "maskgit_discriminator": Discriminator,
     "besnier_transformer": BesnierTransformer,
     "taming_vqgan": TamingVQGAN,
     "halton_transformer": HaltonTransformer,
     "llamagen_vq": LlamaGenVQ,
     "mage": Mage,
     "self_guided_transformer": SelfGuidedTransformer,
+}  # by the `model_type` of their config.json
+# Models that hold another one, frozen: what is within it, and settings that only the whole has.
+_FROZEN_PARTS = {
+    "self_guided_transformer": ("maskgit_transformer", ("num_classes", "tg_factor", "gelu"))
 }
-# Models that hold another one, frozen: kind -> kind within it, and settings that only the whole has.
-_FROZEN_PARTS = {"self_guided_transformer": ("transformer", ("num_classes", "tg_factor", "gelu"))}
 # Models that come from PyTorch: their official names are those of the published files, which ours
 # are too, and nothing is transformed.
 FROM_PYTORCH = ("besnier_transformer", "taming_vqgan", "halton_transformer", "llamagen_vq", "mage")
@@ -105,18 +107,18 @@ class Piece:
         return self.transform.to_official(self.rows_of(tensor), self.heads)
 
 
-def table_rows(kind: str, shapes: Mapping[str, Shape], norm_type: str = "GN") -> Rows:
-    """Looks PyTorch tensors up in the table of `kind`.
+def table_rows(model_type: str, shapes: Mapping[str, Shape], norm_type: str = "GN") -> Rows:
+    """Looks PyTorch tensors up in the table of a `model_type`.
 
     Args:
-      kind: a key of `MODEL_CLASSES`.
+      model_type: a key of `MODEL_CLASSES`.
       shapes: PyTorch name -> shape; of a model, or of what a file holds.
       norm_type: "GN", "LN" or "BN", for the tokenizer.
 
     Raises:
       ValueError: a tensor without a rule.
     """
-    if kind in FROM_PYTORCH:
+    if model_type in FROM_PYTORCH:
         return {name: Row((name,)) for name in shapes}
     rows = {}
     last = {half: _last_conv(half, shapes) for half in ("encoder", "decoder")}
@@ -125,10 +127,10 @@ def table_rows(kind: str, shapes: Mapping[str, Shape], norm_type: str = "GN") ->
             rows[name] = Row(())
             continue
         module, _, leaf = name.rpartition(".")
-        row = _find_row(kind, module)
+        row = _find_row(model_type, module)
         if row is None or leaf not in row[1]:
             raise ValueError(
-                f"tensor {name} {list(shape)} is not known in a {kind}: there is no rule for it"
+                f"tensor {name} {list(shape)} is not known in a {model_type}: there is no rule for it"
             )
         fields = {"norm": NORM_NAMES[norm_type], "last": last.get(module.split(".")[0])}
         collection, official_leaf, transform = row[1][leaf]
@@ -165,18 +167,18 @@ def _last_conv(half: str, names: Iterable[str]) -> int:
 
 
 @functools.cache
-def _patterns(kind: str) -> list[tuple[re.Pattern, str, dict]]:
+def _patterns(model_type: str) -> list[tuple[re.Pattern, str, dict]]:
     number = r"(?P<i>0|[1-9]\\d{0,5})"
     return [
         (re.compile(re.sub(r"\\{i\\}", number, re.escape(module))), official, leaves)
-        for module, official, leaves in TABLES[kind]
+        for module, official, leaves in TABLES[model_type]
     ]
 
 
 @functools.lru_cache(maxsize=4096)
-def _find_row(kind: str, module: str) -> tuple[str, dict] | None:
+def _find_row(model_type: str, module: str) -> tuple[str, dict] | None:
     """Returns (official module with {i} filled in, leaves) of the row that the module matches."""
-    for pattern, official, leaves in _patterns(kind):
+    for pattern, official, leaves in _patterns(model_type):
         if match := pattern.fullmatch(module):
             if "i" in pattern.groupindex:
                 i = int(match["i"])
@@ -185,10 +187,10 @@ def _find_row(kind: str, module: str) -> tuple[str, dict] | None:
     return None
 
 
-def has_rule(kind: str, name: str) -> bool:
-    """Whether the table of `kind` knows a PyTorch tensor."""
+def has_rule(model_type: str, name: str) -> bool:
+    """Whether the table of `model_type` knows a PyTorch tensor."""
     module, _, leaf = name.rpartition(".")
-    row = _find_row(kind, module)
+    row = _find_row(model_type, module)
     return leaf == TORCH_ONLY or row is not None and leaf in row[1]
 
 
@@ -203,61 +205,58 @@ def _expand(official: str, fields: dict) -> list[str]:
 
 
 @functools.lru_cache(maxsize=32)
-def _target(kind: str, config_json: str) -> tuple[dict[str, Shape], list[Piece], dict, Rows]:
+def _target(model_type: str, config_json: str) -> tuple[dict[str, Shape], list[Piece], dict, Rows]:
     config = json.loads(config_json)
     with without_values():
-        model = build(kind, config)
+        model = build(model_type, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # The class fills in what `config` leaves out.
     if isinstance(model, PretrainedMixin):
         config = model.full_config()
         del config["model_type"]
-    rows = table_rows(kind, shapes, config.get("vqvae", {}).get("norm_type", "GN"))
+    rows = table_rows(model_type, shapes, config.get("vqvae", {}).get("norm_type", "GN"))
     return shapes, pieces_of(rows, shapes, config.get("num_attention_heads", 1)), config, rows
 
 
-def model_type(kind: str) -> str:
-    """What `config.json` calls this kind."""
-    return getattr(MODEL_CLASSES[kind], "model_type", f"maskgit_{kind}")
-
-
-def frozen_part(kind: str, config: dict) -> tuple[str, dict] | None:
-    """Kind and configuration of the model that one holds, frozen; None if it holds none."""
-    if kind not in _FROZEN_PARTS:
+def frozen_part(model_type: str, config: dict) -> tuple[str, dict] | None:
+    """Type and configuration of the model that one holds, frozen; None if it holds none."""
+    if model_type not in _FROZEN_PARTS:
         return None
-    part, own = _FROZEN_PARTS[kind]
+    part, own = _FROZEN_PARTS[model_type]
     return part, {name: value for name, value in config.items() if name not in own}
 
 
-def build(kind: str, config: dict) -> nn.Module:
-    """Makes the PyTorch module of `kind` from the dictionary that its `full_config` gives."""
-    if kind == "discriminator":
+def build(model_type: str, config: dict) -> nn.Module:
+    """Makes the PyTorch module of `model_type` from the dictionary that its `full_config` gives."""
+    if model_type == "maskgit_discriminator":
         return Discriminator(ml_collections.ConfigDict(config))
-    return MODEL_CLASSES[kind].from_full_config(config)
+    return MODEL_CLASSES[model_type].from_full_config(config)
 
 
-def target(kind: str, config: dict) -> tuple[dict[str, Shape], list[Piece], dict]:
+def target(model_type: str, config: dict) -> tuple[dict[str, Shape], list[Piece], dict]:
     """Returns (PyTorch name -> shape, all pieces, complete config) of a model.
 
     Raises:
-      ValueError: the configuration is not one of this kind.
+      ValueError: the configuration is not one of this type.
     """
-    shapes, pieces, complete, _ = _checked_target(kind, config)
+    shapes, pieces, complete, _ = _checked_target(model_type, config)
     return dict(shapes), list(pieces), json.loads(json.dumps(complete))
 
 
-def model_rows(kind: str, config: dict) -> Rows:
+def model_rows(model_type: str, config: dict) -> Rows:
     """Returns what the tensors of a PyTorch model are, in the module's order; errors as `target`."""
-    return dict(_checked_target(kind, config)[3])
+    return dict(_checked_target(model_type, config)[3])
 
 
-def _checked_target(kind: str, config: dict) -> tuple[dict[str, Shape], list[Piece], dict, Rows]:
+def _checked_target(
+    model_type: str, config: dict
+) -> tuple[dict[str, Shape], list[Piece], dict, Rows]:
     try:
-        return _target(kind, json.dumps(config, sort_keys=True))
+        return _target(model_type, json.dumps(config, sort_keys=True))
     except (
         TypeError, KeyError, AttributeError, RuntimeError, OverflowError, RecursionError
     ) as error:  # fmt: skip
-        raise ValueError(f"no {kind} configuration: {type(error).__name__} {error}") from None
+        raise ValueError(f"no {model_type} configuration: {type(error).__name__} {error}") from None
 
 
 def close_books(expected: Mapping[str, Shape], found: Mapping[str, Shape], of: str) -> None:
@@ -285,12 +284,12 @@ def abbreviate(items: list[str], limit: int = 4) -> str:
     return ", ".join(items[:limit]) + more
 
 
-def to_torch(flat: Mapping[str, np.ndarray], kind: str, config: dict) -> dict[str, Tensor]:
+def to_torch(flat: Mapping[str, np.ndarray], model_type: str, config: dict) -> dict[str, Tensor]:
     """Converts official arrays to a PyTorch state dict.
 
     Args:
       flat: official name ("params/...") -> array.
-      kind: "transformer", "tokenizer" or "discriminator".
+      model_type: a key of `MODEL_CLASSES`.
       config: as `infer_config` gives it.
 
     Returns:
@@ -299,25 +298,27 @@ def to_torch(flat: Mapping[str, np.ndarray], kind: str, config: dict) -> dict[st
     Raises:
       ValueError: missing, extra or misshapen arrays.
     """
-    pieces = target(kind, config)[1]
+    pieces = target(model_type, config)[1]
     close_books(
         {piece.official: piece.official_shape for piece in pieces},
         {name: np.shape(array) for name, array in flat.items()},
-        f"this {kind}",
+        f"this {model_type}",
     )
     tensors = {name: dtypes.to_tensor(np.asarray(array)) for name, array in flat.items()}
-    return Outgoing(tensors, model_rows(kind, config)).state_dict()
+    return Outgoing(tensors, model_rows(model_type, config)).state_dict()
 
 
-def to_official(state_dict: Mapping[str, Tensor], kind: str, config: dict) -> dict[str, np.ndarray]:
+def to_official(
+    state_dict: Mapping[str, Tensor], model_type: str, config: dict
+) -> dict[str, np.ndarray]:
     """The inverse of `to_torch`: PyTorch state dict -> official arrays, in published order.
 
     Raises:
       ValueError: missing, extra or misshapen tensors.
     """
-    shapes, pieces, _ = target(kind, config)
+    shapes, pieces, _ = target(model_type, config)
     found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    close_books(shapes, found, f"this {kind}")
+    close_books(shapes, found, f"this {model_type}")
     flat = {
         piece.official: dtypes.to_numpy(
             piece.to_official(state_dict[piece.torch].detach().cpu()).contiguous()

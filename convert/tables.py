@@ -66,7 +66,7 @@ _CODEBOOK = {"codebook": ("params", "codebook", IDENTITY)}
 # {last}: the number of the Encoder's or Decoder's last convolution.
 _ATTENTION = "TransformerLayer_{i}/Attention_0"
 TABLES = {
-    "transformer": [
+    "maskgit_transformer": [
         ("embed.word_embeddings", "Embed_0/word_embeddings", _EMBED),
         ("embed.position_embeddings", "Embed_0/position_embeddings", _EMBED),
         ("embed.embeddings_ln", "Embed_0/embeddings_ln", _NORM),
@@ -89,7 +89,7 @@ TABLES = {
         ("mlm_layer.mlm_ln", "MlmLayer_0/mlm_ln", _NORM),
         ("mlm_layer.mlm_bias", "MlmLayer_0/mlm_bias", _BIAS),
     ],
-    "tokenizer": [
+    "maskgit_vqvae": [
         *(
             row
             for half in ("encoder", "decoder")
@@ -108,7 +108,7 @@ TABLES = {
         ),
         ("quantizer", "quantizer", _CODEBOOK),
     ],
-    "discriminator": [
+    "maskgit_discriminator": [
         ("conv_in", "Conv_0", _CONV),
         ("res_blocks.{i}.conv0", "ResBlock_{i}/Conv_0", _CONV),
         ("res_blocks.{i}.conv_shortcut", "ResBlock_{i}/Conv_1", _CONV),
@@ -120,7 +120,7 @@ TABLES = {
 }
 # Google's transformer, frozen, and what was trained on top of it.
 TABLES["self_guided_transformer"] = [
-    *TABLES["transformer"],
+    *TABLES["maskgit_transformer"],
     ("head", "head", _MODULE),
     ("guidance", "top_down", {"top_down_transform": ("self_guidance", "transform", IDENTITY)}),
     *(

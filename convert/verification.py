@@ -42,7 +42,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two sets of weights of one kind agree, tensor by tensor, under the official names.
+    """How two sets of weights of one type agree, tensor by tensor, under the official names.
 
     Attributes:
       equal: tensors that are equal bit for bit.
@@ -99,19 +99,19 @@ def verify(
       given: what neither of them tells.
 
     Raises:
-      ValueError, OSError: one line that begins with the path; or the two hold different kinds.
+      ValueError, OSError: one line that begins with the path; or the two hold different types.
     """
     given = given or Given()
     found = recognise(path, given.weights)
     checkpoint = found.open(given)
     fingerprint, ranges, finite = inspection.look_through(checkpoint)
     sha256 = path_sha256(checkpoint.path)
-    model = ledger.model_of(checkpoint.kind, checkpoint.config)
+    model = ledger.model_of(checkpoint.model_type, checkpoint.config)
     candidates = ledger.entries_of(model)
     result = Verification()
     result.rows["format"] = f"{found.format.NAME}, {found.layout}"
-    result.rows["type"] = checkpoint.kind
-    result.rows["pixels"] = infer.resolution(checkpoint.kind, checkpoint.config)
+    result.rows["type"] = checkpoint.model_type
+    result.rows["pixels"] = infer.resolution(checkpoint.model_type, checkpoint.config)
     result.rows["parameters"] = f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"
     result.rows["shapes"] = _shapes(checkpoint, model, candidates, result.problems)
     result.rows["values"] = _values(checkpoint, ranges, finite, model, result.problems)
@@ -125,7 +125,7 @@ def verify(
         pair = _of_one_kind(checkpoint, other)
         if pair is None:
             raise ValueError(
-                f"{against} holds a {other.kind}, {path} a {checkpoint.kind}: nothing to compare"
+                f"{against} holds a {other.model_type}, {path} a {checkpoint.model_type}: nothing to compare"
             )
         agreement = compare(*pair)
         result.rows["agreement"] = f"{agreement} ({against})"
@@ -138,7 +138,7 @@ def verify(
         "sha256": sha256,
         "fingerprint": fingerprint,
         "format": found.format.NAME,
-        "type": checkpoint.kind,
+        "type": checkpoint.model_type,
         "parameters": checkpoint.parameters,
         "dtype": checkpoint.dtype,
         "problems": result.problems,
@@ -151,7 +151,7 @@ def verify(
 def _of_one_kind(first: Checkpoint, second: Checkpoint) -> tuple[Checkpoint, Checkpoint] | None:
     """Both as they are; or one with the model that the other holds frozen; None if neither fits."""
     for a, b in ((first, second), (first.frozen_part(), second), (first, second.frozen_part())):
-        if a and b and a.kind == b.kind:
+        if a and b and a.model_type == b.model_type:
             return a, b
     return None
 
@@ -166,7 +166,7 @@ def _shapes(
     named = [e for e in ledger.entries().values() if e.file == checkpoint.path.name]
     if model is None:
         problems.append("no published file has these shapes")
-        return f"of no published file; {ledger.nearest(checkpoint.kind, checkpoint.config)}"
+        return f"of no published file; {ledger.nearest(checkpoint.model_type, checkpoint.config)}"
     if named and not any(entry.model.name == model.name for entry in named):
         problems.append(
             f"it is named as {abbreviate([entry.name for entry in named])}, which has other shapes"
@@ -174,11 +174,11 @@ def _shapes(
     return f"as expected of {', '.join(entry.name for entry in candidates)}"
 
 
-def norm_gains(kind: str, config: dict) -> set[str]:
+def norm_gains(model_type: str, config: dict) -> set[str]:
     """The official names of a model's tensors that norms multiply with."""
-    rows = rules.model_rows(kind, config)
+    rows = rules.model_rows(model_type, config)
     with without_values():
-        model = rules.build(kind, config)
+        model = rules.build(model_type, config)
     names = [f"{name}.weight" for name, part in model.named_modules() if isinstance(part, _NORMS)]
     return {official for name in names for official in rows[name].officials}
 
@@ -191,7 +191,7 @@ def _values(
     problems: list[str],
 ) -> str:
     """Checks that the numbers can be weights at all, and against the ranges that are known."""
-    gains = norm_gains(checkpoint.kind, checkpoint.config)
+    gains = norm_gains(checkpoint.model_type, checkpoint.config)
     wrong = [] if finite else ["not all numbers are finite"]
     wild = [name for name, pair in ranges.items() if _size(pair) > LARGEST]
     if wild and finite:
@@ -259,7 +259,7 @@ def _verdict(candidates: list[Entry], fingerprint: str, problems: list[str]) -> 
 
 
 def compare(first: Checkpoint, second: Checkpoint) -> Agreement:
-    """Compares two sets of weights of one kind, whatever their formats."""
+    """Compares two sets of weights of one type, whatever their formats."""
     equal, rounded, differing, misshapen = [], [], {}, {}
     with one_thread():
         for name in sorted(first.tensors.keys() & second.tensors.keys()):

@@ -28,7 +28,7 @@ def table(rows: Rows, title: str) -> str:
 
 
 def published() -> dict[str, tuple[str, dict]]:
-    """Google's models, and one on top of them: heading -> kind and configuration."""
+    """Google's models, and one on top of them: heading -> model type and configuration."""
     with torch.device("meta"):
         transformer = Transformer(2025, 768, 24, 16, max_position_embeddings=257)
         self_guided = SelfGuidedTransformer(
@@ -36,8 +36,8 @@ def published() -> dict[str, tuple[str, dict]]:
         )
         tokenizer = VQVAE(vqgan_config.get_config())
     return {
-        "Google's transformer": ("transformer", transformer.to_config()),
-        "Google's tokenizer": ("tokenizer", tokenizer.to_config()),
+        "Google's transformer": ("maskgit_transformer", transformer.to_config()),
+        "Google's tokenizer": ("maskgit_vqvae", tokenizer.to_config()),
         "UnlockMGM's transformer": ("self_guided_transformer", self_guided.to_config()),
     }
 
@@ -45,12 +45,16 @@ def published() -> dict[str, tuple[str, dict]]:
 def write(path: Path) -> None:
     """Writes the page."""
     parts = []
-    for heading, (kind, config) in published().items():
-        parts.append(f"## {heading}\n\n{table(own_rows(kind, config), 'PyTorch, here')}\n")
+    for heading, (model_type, config) in published().items():
+        parts.append(f"## {heading}\n\n{table(own_rows(model_type, config), 'PyTorch, here')}\n")
         for form in FORMATS:
-            if kind in form.KINDS and form.NAME not in ("safetensors", "flax") and form.READS:
+            if (
+                model_type in form.MODEL_TYPES
+                and form.NAME not in ("safetensors", "flax")
+                and form.READS
+            ):
                 try:
-                    rows = form.rows_of_model(kind, config)
+                    rows = form.rows_of_model(model_type, config)
                 except (ValueError, NotImplementedError):
                     continue
                 parts.append(f"### {form.NAME}: {form.DESCRIPTION}\n\n{table(rows, form.NAME)}\n")

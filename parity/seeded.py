@@ -11,20 +11,25 @@ import zlib
 import numpy as np
 
 LOGIT_STD = 10.0
+MODEL_TYPES = {
+    "transformer": "maskgit_transformer",
+    "tokenizer": "maskgit_vqvae",
+}  # of the two networks
 
 
-def draw(kind: str, shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+def draw(model_type: str, shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
     """Draws every array from its own stream, so that it depends on its name and the seed alone.
 
     Args:
-      kind: "transformer", "tokenizer" or "discriminator".
+      model_type: "maskgit_transformer", "maskgit_vqvae" or "maskgit_discriminator".
       shapes: Google's name ("params/...") -> shape.
       seed: of the streams.
 
     Returns:
       Name -> float32.
     """
-    leaf = {"transformer": _transformer_leaf, "tokenizer": _tokenizer_leaf}.get(kind, _plain_leaf)
+    leaves = {"maskgit_transformer": _transformer_leaf, "maskgit_vqvae": _tokenizer_leaf}
+    leaf = leaves.get(model_type, _plain_leaf)
     flat = {}
     for name, shape in shapes.items():
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])

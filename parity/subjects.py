@@ -15,6 +15,7 @@ from maskgit_pt.utils import read_image
 from parity import weights
 from parity.jax_code import JaxCode
 from parity.pairs import TokenizerPair, TransformerPair
+from parity.seeded import MODEL_TYPES
 from parity.stages import progress
 
 SIZES = ("tiny", "256", "512")
@@ -131,8 +132,8 @@ def _load(
         progress(f"{section}: converting {file.name}")
         folders[kind] = folder / f"{section}_{kind}"
         summary = convert.convert(file, folders[kind])
-        if summary.kind != kind:
-            raise ValueError(f"{file}: a {summary.kind}, given as --{kind}")
+        if summary.model_type != MODEL_TYPES[kind]:
+            raise ValueError(f"{file}: a {summary.model_type}, given as --{kind}")
         if summary.input_format != "flax":
             raise ValueError(
                 f"{file}: {summary.input_format} format; accepted: Google's Flax files (python -m "

@@ -16,7 +16,7 @@ def transformer_variables(
 ) -> dict[str, dict[str, Any]]:
     """{"params": ...} of a Transformer built from `config` (its constructor's arguments)."""
     ids = np.zeros((1, config["max_position_embeddings"]), np.int32)
-    return _fill("transformer", _shapes(code.transformer(config), ids), seed)
+    return _fill("maskgit_transformer", _shapes(code.transformer(config), ids), seed)
 
 
 def tokenizer_variables(code: JaxCode, config: Any, seed: int = 0) -> dict[str, dict[str, Any]]:
@@ -28,14 +28,14 @@ def tokenizer_variables(code: JaxCode, config: Any, seed: int = 0) -> dict[str, 
         return module.decode(module.encode({"image": images})[0])
 
     images = np.zeros((1, side, side, 3), np.float32)
-    return _fill("tokenizer", _shapes(module, images, method=everything), seed)
+    return _fill("maskgit_vqvae", _shapes(module, images, method=everything), seed)
 
 
 def discriminator_variables(code: JaxCode, config: Any, seed: int = 0) -> dict[str, dict[str, Any]]:
     """{"params": ...} of a Discriminator built from `config`."""
     module = code.discriminator.Discriminator(config=config, train=False)
     images = np.zeros((1, config.image_size, config.image_size, 3), np.float32)
-    return _fill("discriminator", _shapes(module, images), seed)
+    return _fill("maskgit_discriminator", _shapes(module, images), seed)
 
 
 def write_checkpoint(variables: dict[str, Any], path: Path) -> None:
@@ -66,5 +66,5 @@ def _shapes(module: Any, *inputs: Any, **options: Any) -> dict[str, tuple[int, .
     return {name: tuple(leaf.shape) for name, leaf in flat.items() if name.startswith("params/")}
 
 
-def _fill(kind: str, shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Any]:
-    return traverse_util.unflatten_dict(seeded.draw(kind, shapes, seed), sep="/")
+def _fill(model_type: str, shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Any]:
+    return traverse_util.unflatten_dict(seeded.draw(model_type, shapes, seed), sep="/")

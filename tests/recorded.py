@@ -1,5 +1,7 @@
 """The recorded vectors in `tests/golden/official`, and the tiny models that they belong to."""
 
+import copy
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +42,17 @@ def nhwc(tensor: torch.Tensor) -> np.ndarray:
 
 def load_tiny(kind: str, **overrides) -> torch.nn.Module:
     """Builds one of the tiny models; `overrides` replace fields of `config.vqvae`."""
+    return copy.deepcopy(_read_tiny(kind, **overrides))
+
+
+@functools.cache
+def _read_tiny(kind: str, **overrides) -> torch.nn.Module:
     from convert import load_checkpoint
     from convert.rules import build
 
-    kind, config, state_dict = load_checkpoint(OFFICIAL / f"tiny_{kind}_checkpoint")
+    model_type, config, state_dict = load_checkpoint(OFFICIAL / f"tiny_{kind}_checkpoint")
     if kind == "tokenizer":
         config["vqvae"] |= overrides
-    model = build(kind, config)
+    model = build(model_type, config)
     model.load_state_dict(state_dict)
     return model.eval()

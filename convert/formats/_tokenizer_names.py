@@ -101,6 +101,6 @@ class TokenizerFormat(Format):
     def published_rows(self) -> Rows:
         return self.NAMES.rows(*PUBLISHED_SIZES)
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
         vqvae = config["vqvae"]
         return self.NAMES.rows(len(vqvae["channel_multipliers"]), vqvae["num_res_blocks"])

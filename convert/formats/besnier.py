@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from convert import infer, rules
+from convert import rules, signatures
 from convert.checkpoint import Given
 from convert.files.tensors import Shape
 from convert.formats.format import Format, numbers
@@ -26,7 +26,7 @@ class Besnier(Format):
     NAME = "besnier"
     DESCRIPTION = "valeoai/Maskgit-pytorch v1, MaskGIT_ImageNet_{256,512}.pth; Di[M]O, Di4C"
     HOLDS = "the transformer of Besnier & Chen 2023; not the number of attention heads"
-    KINDS = ("besnier_transformer",)
+    MODEL_TYPES = ("besnier_transformer",)
     WRAPPERS = ("model_state_dict", None)
 
     def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
@@ -34,13 +34,13 @@ class Besnier(Format):
         latent = int(any(name.startswith("latent_projection.") for name in shapes))
         return _rows(layers, latent)
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
         return _rows(config["num_hidden_layers"], config.get("latent_features", 0))
 
     def heads(
         self, shapes: Mapping[str, Shape], stated: dict, given: Given
     ) -> tuple[int, list[str]]:
-        return infer.heads_or_default(shapes.get("tok_emb.weight", (0,))[-1], given.num_heads)
+        return signatures.heads_or_default(shapes.get("tok_emb.weight", (0,))[-1], given.num_heads)
 
     def wrap(self, state: dict[str, Tensor], wrapper: str | None, values: dict) -> dict:
         state = OrderedDict(state)

@@ -4,16 +4,16 @@ To add a format, write one file here with a subclass of `Format` and put an obje
 `FORMATS` of `formats/__init__.py`. Every class attribute and method of `Format` has a default; a format
 overrides what is different:
 
-- `NAME`, `DESCRIPTION`, `HOLDS`, `KINDS`: for `--to`, `--list` and messages;
+- `NAME`, `DESCRIPTION`, `HOLDS`, `MODEL_TYPES`: for `--to`, `--list` and messages;
 - `rows_of_file(shapes, stated)`: the table, for as many layers or levels as the names in a file show;
-- `rows_of_model(kind, config)`: the table of a model, in the order in which it is written;
+- `rows_of_model(model_type, config)`: the table of a model, in the order in which it is written;
 - `heads`, `read_companion`, `stated_config`, `companions`, `wrap`, `IGNORED`: quirks.
 
 A table (`rules.Rows`) maps each tensor of the format to official tensors (several where stacked) and a
 named transform of `tables`. It never looks at the numbers. That every row is filled and every tensor is
 used is checked afterwards. A format that is only written (`READS = False`) overrides `write`,
 `rows_to_write` and `try_out`. A network that `maskgit_pt` has under the project's own names needs an entry in
-`rules.MODEL_CLASSES` and `rules.FROM_PYTORCH` and one in `infer.KINDS`; its rows are `own_rows`.
+`rules.MODEL_CLASSES` and `rules.FROM_PYTORCH` and one in `signatures.SIGNATURES`; its rows are `own_rows`.
 """
 
 import re
@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from convert import infer, rules
+from convert import infer, rules, signatures
 from convert.checkpoint import Checkpoint, Given
 from convert.files import dtypes, safetensors_file
 from convert.files.tensors import Shape
@@ -46,7 +46,7 @@ class Format:
       NAME: for `--to`.
       DESCRIPTION: which files these are.
       HOLDS: what is in them; for `--list`.
-      KINDS: kinds of models it can hold.
+      MODEL_TYPES: the types of models it can hold.
       IS_FOLDER: whether `write` makes a folder.
       WHOLE_FOLDER: whether that folder is one thing, with which nothing can be merged.
       PACKINGS: what it can be packed as, the usual one first; see `Container.packing`.
@@ -64,7 +64,7 @@ class Format:
     NAME: ClassVar[str]
     DESCRIPTION: ClassVar[str]
     HOLDS: ClassVar[str]
-    KINDS: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("maskgit_vqvae",)
     IS_FOLDER: ClassVar[bool] = False
     WHOLE_FOLDER: ClassVar[bool] = False
     PACKINGS: ClassVar[tuple[str, ...]] = ("PyTorch", "safetensors")
@@ -88,7 +88,7 @@ class Format:
         """
         raise NotImplementedError
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
         """The rows of a model, in the order in which they are written; ValueError: cannot be."""
         raise NotImplementedError
 
@@ -159,10 +159,10 @@ class Format:
         heads, notes = self.heads(shapes, stated, given)
         rows = self.rows_of_file(shapes, stated)
         pieces = rules.pieces_of(rows, shapes, heads)
-        kind, config = self._config(pieces, rows, shapes, heads, given)
-        config = infer.merge_config(kind, config, stated, stated_in)
-        config = rules.target(kind, config)[2]
-        self._close_books(kind, config, shapes)
+        model_type, config = self._config(pieces, rows, shapes, heads, given)
+        config = infer.merge_config(model_type, config, stated, stated_in)
+        config = rules.target(model_type, config)[2]
+        self._close_books(model_type, config, shapes)
         _check_given(config, given)
         if not container.compressed:
             _check_extent(stored, container)
@@ -170,7 +170,7 @@ class Format:
         order, chunks = self.official_layout(container, found)
         return Checkpoint(
             container.source,
-            kind,
+            model_type,
             config,
             {name: found[name] for name in order},
             chunks,
@@ -192,11 +192,11 @@ class Format:
             problems = [f"{len(x)} {what}: {abbreviate(x)}" for what, x in lists.items() if x]
             raise ValueError("; ".join([*problems, str(error)])) from None
 
-    def _close_books(self, kind: str, config: dict, shapes: Mapping[str, Shape]) -> None:
-        official = {p.official: p.official_shape for p in rules.target(kind, config)[1]}
-        rows = self.rows_to_write(kind, config)
+    def _close_books(self, model_type: str, config: dict, shapes: Mapping[str, Shape]) -> None:
+        official = {p.official: p.official_shape for p in rules.target(model_type, config)[1]}
+        rows = self.rows_to_write(model_type, config)
         expected = {name: row.shape(official) for name, row in rows.items()}
-        rules.close_books(expected, shapes, f"a {kind} by the names of {self.NAME}")
+        rules.close_books(expected, shapes, f"a {model_type} by the names of {self.NAME}")
 
     def _left_out(self, container: Container, state: StateDict) -> list[str]:
         """One note on everything in the file that is not weights of the model."""
@@ -210,32 +210,34 @@ class Format:
 
     # Writing.
 
-    def can_write(self, kind: str, config: dict) -> bool:
+    def can_write(self, model_type: str, config: dict) -> bool:
         """Whether it has a name for every tensor of a model."""
         try:
-            self.rows_to_write(kind, config)
+            self.rows_to_write(model_type, config)
         except ValueError:
             return False
         return True
 
-    def rows_to_write(self, kind: str, config: dict) -> Rows:
+    def rows_to_write(self, model_type: str, config: dict) -> Rows:
         """The rows of all tensors of a model, in order.
 
         Raises:
           ValueError: the format has no names for some of them.
         """
-        if kind not in self.KINDS:
-            raise ValueError(f"{self.NAME} holds {' or '.join(self.KINDS)}, not a {kind}")
-        officials = {piece.official for piece in rules.target(kind, config)[1]}
+        if model_type not in self.MODEL_TYPES:
+            raise ValueError(
+                f"{self.NAME} holds {' or '.join(self.MODEL_TYPES)}, not a {model_type}"
+            )
+        officials = {piece.official for piece in rules.target(model_type, config)[1]}
         rows = {
             name: row
-            for name, row in self.rows_of_model(kind, config).items()
+            for name, row in self.rows_of_model(model_type, config).items()
             if officials.issuperset(row.officials)
         }
         covered = {part for row in rows.values() for part in row.officials}
         if uncovered := sorted(officials - covered):
             raise ValueError(
-                f"{self.NAME} cannot hold this {kind}: no names for {abbreviate(uncovered)}"
+                f"{self.NAME} cannot hold this {model_type}: no names for {abbreviate(uncovered)}"
             )
         return rows
 
@@ -250,7 +252,7 @@ class Format:
                 f"files of {self.NAME} cannot say that the norms have {groups} groups; other code expects 32"
             )
         about = [name for name in ABOUT if source.config.get(name) is not None]
-        if about and source.kind != "discriminator" and not self.KEEPS_CONFIG:
+        if about and source.model_type != "maskgit_discriminator" and not self.KEEPS_CONFIG:
             marks.append(f"files of {self.NAME} have no place for {', '.join(about)}: left out")
         return marks
 
@@ -303,7 +305,7 @@ class Format:
           ValueError: the format has no names for this model, or tensors that become one have
             different dtypes.
         """
-        rows = self.rows_to_write(source.kind, source.config)
+        rows = self.rows_to_write(source.model_type, source.config)
         tensors = Outgoing(source.tensors, rows, dtype, observe, source.release)
         packing = packing or self.PACKINGS[0]
         if self.IS_FOLDER and not self.WHOLE_FOLDER:
@@ -364,9 +366,9 @@ def _spanned(tensor: Tensor) -> int:
     return (1 + sum((n - 1) * step for n, step in steps)) * tensor.itemsize
 
 
-def own_rows(kind: str, config: dict) -> Rows:
+def own_rows(model_type: str, config: dict) -> Rows:
     """The rows of a model that has the project's names in `maskgit_pt` too, and of any PyTorch model."""
-    return rules.model_rows(kind, config)
+    return rules.model_rows(model_type, config)
 
 
 def norm(foreign: str, official: str, optional: bool = False) -> Rows:
@@ -404,6 +406,6 @@ def numbers(pattern: re.Pattern, names: Iterable[str]) -> list[int]:
         if match := pattern.match(name):
             for values, text in zip(found, match.groups(), strict=True):
                 values.add(int(text))
-    if max((len(values) for values in found), default=0) > infer.MAX_MODULES:
-        raise ValueError(f"more than {infer.MAX_MODULES} modules of a kind")
+    if max((len(values) for values in found), default=0) > signatures.MAX_MODULES:
+        raise ValueError(f"more than {signatures.MAX_MODULES} modules of a kind")
     return [len(values) for values in found]

@@ -20,7 +20,7 @@ from convert.formats.container import Container, StateDict
 from convert.formats.format import Format, numbers, own_rows
 from convert.rows import Rows
 
-_KIND = "halton_transformer"
+_MODEL_TYPE = "halton_transformer"
 _EMBEDDING, _HEAD = "tok_emb.weight", "head.weight"
 _LAYER = re.compile(r"transformer\.layers\.(\d{1,4})\.")
 _MARKS = re.compile(r"module\.|_orig_mod\.")  # of DistributedDataParallel and torch.compile
@@ -31,22 +31,22 @@ class Halton(Format):
     NAME = "halton"
     DESCRIPTION = "valeoai/Halton-MaskGIT, ImageNet_{256,384}_{tiny,small,base,large}.pth"
     HOLDS = "the transformer of Halton-MaskGIT (2025); heads by the published widths"
-    KINDS = (_KIND,)
+    MODEL_TYPES = (_MODEL_TYPE,)
     WRAPPERS = (_WRAPPER, None)
 
     def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
         (layers,) = numbers(_LAYER, shapes)
-        return own_rows(_KIND, {"num_hidden_layers": layers})
+        return own_rows(_MODEL_TYPE, {"num_hidden_layers": layers})
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
         if not config["num_registers"]:
             raise ValueError(f"{self.NAME} holds models with registers; this one has none")
-        return own_rows(kind, config)
+        return own_rows(model_type, config)
 
     def heads(
         self, shapes: Mapping[str, Shape], stated: dict, given: Given
     ) -> tuple[int, list[str]]:
-        return infer.heads_of(_KIND, shapes, given.num_heads)
+        return infer.heads_of(_MODEL_TYPE, shapes, given.num_heads)
 
     def likeness(self, state: StateDict, container: Container) -> float:
         tensors = {_MARKS.sub("", name): tensor for name, tensor in state.tensors.items()}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from convert import infer, rules
+from convert import rules, signatures
 from convert.checkpoint import Given
 from convert.files.tensors import Shape
 from convert.formats._tokenizer_names import PUBLISHED_SIZES, TokenizerNames
@@ -65,7 +65,7 @@ class Hmorimitsu(Format):
     NAME = "hmorimitsu"
     DESCRIPTION = "hmorimitsu/maskgit-torch, *_imagenet{256,512}.ckpt"
     HOLDS = "Google's transformer or tokenizer; not the number of attention heads"
-    KINDS = ("transformer", "tokenizer")
+    MODEL_TYPES = ("maskgit_transformer", "maskgit_vqvae")
     WRAPPERS = ("state_dict", None)
     FLAX_MEMORY = True
 
@@ -78,8 +78,8 @@ class Hmorimitsu(Format):
     def published_rows(self) -> Rows:
         return _TOKENIZER.rows(*PUBLISHED_SIZES)
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
-        if kind == "transformer":
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
+        if model_type == "maskgit_transformer":
             rows = _transformer_rows(config["num_hidden_layers"])
         else:
             vqvae = config["vqvae"]
@@ -91,7 +91,7 @@ class Hmorimitsu(Format):
     ) -> tuple[int, list[str]]:
         if "tok_emb.weight" not in shapes:
             return 1, []
-        return infer.heads_or_default(shapes["tok_emb.weight"][-1], given.num_heads)
+        return signatures.heads_or_default(shapes["tok_emb.weight"][-1], given.num_heads)
 
     def wrap(self, state: dict[str, Tensor], wrapper: str | None, values: dict) -> dict:
         return state if wrapper is None else values | {wrapper: state}

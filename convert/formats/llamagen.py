@@ -14,25 +14,25 @@ from convert.files.tensors import Shape
 from convert.formats.format import Format, own_rows
 from convert.rows import Rows
 
-_KIND = "llamagen_vq"
+_MODEL_TYPE = "llamagen_vq"
 
 
 class LlamaGen(Format):
     NAME = "llamagen"
     DESCRIPTION = "FoundationVision/LlamaGen, vq_ds16_c2i.pt and vq_ds8_c2i.pt"
     HOLDS = "LlamaGen's VQ tokenizer, which Halton-MaskGIT's transformers go with"
-    KINDS = (_KIND,)
+    MODEL_TYPES = (_MODEL_TYPE,)
     WRAPPERS = ("model", None)
 
     def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
         try:
-            kind, config = infer.infer_config(shapes)
+            model_type, config = infer.infer_config(shapes)
         except ValueError:  # as published, so that what is missing can be named
-            kind, config = _KIND, {}
-        return own_rows(kind, config) if kind == _KIND else {}
+            model_type, config = _MODEL_TYPE, {}
+        return own_rows(model_type, config) if model_type == _MODEL_TYPE else {}
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
-        return own_rows(kind, config)
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
+        return own_rows(model_type, config)
 
     def wrap(self, state: dict[str, Tensor], wrapper: str | None, values: dict) -> dict:
         state = OrderedDict(state)

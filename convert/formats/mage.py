@@ -27,12 +27,12 @@ class Mage(TokenizerFormat):
         codebook="quantize.embedding.weight",
     )
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
         if (blocks := config["vqvae"]["num_res_blocks"]) != _BLOCKS:
             raise ValueError(
                 f"{self.NAME} holds {_BLOCKS} blocks a level, this tokenizer has {blocks}"
             )
-        return super().rows_of_model(kind, config)
+        return super().rows_of_model(model_type, config)
 
     def stated_config(self, companion: dict) -> dict:
         return {"vqvae": {"weights": WEIGHTS}}

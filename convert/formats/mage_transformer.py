@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from convert import infer, rules
+from convert import infer, rules, signatures
 from convert.checkpoint import Checkpoint, Given
 from convert.files.tensors import Shape
 from convert.formats import mage
@@ -26,7 +26,7 @@ from convert.rows import Row, Rows
 from maskgit_pt.configs import vqgan_config
 from maskgit_pt.nets.mage import DECODER_HEADS
 
-_KIND = "mage"
+_MODEL_TYPE = "mage"
 _TOKENIZER = "vqgan."
 _POSITIONS = "token_emb.position_ids"
 _LAYER = re.compile(r"blocks\.(\d{1,4})\.")
@@ -37,7 +37,7 @@ class MageTransformer(Format):
     NAME = "mage-vit"
     DESCRIPTION = "LTH14/mage, mage-vit{b,l}-1600.pth; LTH14/rcg, with classes"
     HOLDS = "MAGE: an image generator without classes, and its tokenizer"
-    KINDS = (_KIND,)
+    MODEL_TYPES = (_MODEL_TYPE,)
     WRAPPERS = ("model", None)
     IGNORED = re.compile(rf"({re.escape(_POSITIONS)}|fake_latent)$|pretrained_encoder\.")
 
@@ -46,7 +46,7 @@ class MageTransformer(Format):
         (decoder_layers,) = numbers(_DECODER_LAYER, shapes)
         config = {"num_hidden_layers": layers, "decoder_num_layers": decoder_layers}
         config["num_classes"] = int("class_emb.weight" in shapes)
-        rows = own_rows(_KIND, config)
+        rows = own_rows(_MODEL_TYPE, config)
         tokenizer = {
             name.removeprefix(_TOKENIZER): shape
             for name, shape in shapes.items()
@@ -54,8 +54,8 @@ class MageTransformer(Format):
         }
         return rows | _tokenizer_rows(*mage.FORMAT.NAMES.sizes(tokenizer)) if tokenizer else rows
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
-        rows = own_rows(kind, config)
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
+        rows = own_rows(model_type, config)
         if not (vqvae := config.get("vqvae")):
             return rows
         rows = {name: row for name, row in rows.items() if not name.startswith(_TOKENIZER)}
@@ -66,7 +66,7 @@ class MageTransformer(Format):
     def heads(
         self, shapes: Mapping[str, Shape], stated: dict, given: Given
     ) -> tuple[int, list[str]]:
-        heads, notes = infer.heads_of(_KIND, shapes, given.num_heads)
+        heads, notes = infer.heads_of(_MODEL_TYPE, shapes, given.num_heads)
         width = shapes.get("decoder_embed.weight", (0,))[0]
         if width and width not in (768, 1024, 1280):
             notes = [
@@ -100,10 +100,11 @@ class MageTransformer(Format):
 
 def _tokenizer_rows(levels: int, blocks: int) -> Rows:
     """Names of the file -> tensors of a `VQVAE`; both are convolutions of PyTorch, nothing is transformed."""
-    theirs = mage.FORMAT.NAMES.rows(levels, blocks, infer.MAGE_MIDDLE_BLOCKS)
+    theirs = mage.FORMAT.NAMES.rows(levels, blocks, signatures.MAGE_MIDDLE_BLOCKS)
     sizes = {"num_res_blocks": blocks, "channel_multipliers": [1] * levels}
     ours = {
-        row.officials: name for name, row in rules.model_rows("tokenizer", _settings(sizes)).items()
+        row.officials: name
+        for name, row in rules.model_rows("maskgit_vqvae", _settings(sizes)).items()
     }
     rows = {}
     for name, row in theirs.items():
@@ -119,7 +120,7 @@ def _shortcut(row: Row, ours: dict[tuple[str, ...], str]) -> str:
 
 
 def _settings(sizes: dict) -> dict:
-    middle = {"middle_blocks": infer.MAGE_MIDDLE_BLOCKS}
+    middle = {"middle_blocks": signatures.MAGE_MIDDLE_BLOCKS}
     return {"vqvae": vqgan_config.get_config().vqvae.to_dict() | middle | sizes}
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from convert import infer, onnx_export, rules
+from convert import onnx_export, rules, signatures
 from convert.checkpoint import Checkpoint
 from convert.formats.format import Format
 from convert.rows import Observe, Rows
@@ -16,7 +16,9 @@ _REFUSED = {
     # Of it the frozen part is written: `Checkpoint.frozen_part`.
     SelfGuidedTransformer: "its second pass is fed by its sampler, step by step",
 }
-_WHERE_CODES = ("transformer",)  # models that do not know how many codes their tokenizer has
+_WHERE_CODES = (
+    "maskgit_transformer",
+)  # models that do not know how many codes their tokenizer has
 _BOUND = 2e-5  # of the numbers' size, but of 10 at least: float32
 _BOUNDS_REDUCED = {
     "float16": 0.05,
@@ -27,8 +29,8 @@ _TOKENS_EQUAL = {"float32": 0.999, "float16": 0.9, "int8": 0.5}
 _CARD = """\
 # ONNX graphs
 
-{kind}, converted from `{source}` (sha256 `{sha256}`), in {dtype}. onnxruntime runs it without PyTorch; the
-documentation of maskgit_pt, page "ONNX", samples with it in twenty lines.
+{model_type}, converted from `{source}` (sha256 `{sha256}`), in {dtype}. onnxruntime runs it without PyTorch;
+the documentation of maskgit_pt, page "ONNX", samples with it in twenty lines.
 
 {graphs}
 
@@ -40,23 +42,25 @@ class Onnx(Format):
     NAME = "onnx"
     DESCRIPTION = "ONNX graphs for onnxruntime (needs the extra 'onnx'); never read back"
     HOLDS = "transformer and decoding step, or tokenizer encoder and decoder"
-    KINDS = tuple(kind for kind, cls in rules.MODEL_CLASSES.items() if cls not in _REFUSED)
+    MODEL_TYPES = tuple(
+        model_type for model_type, cls in rules.MODEL_CLASSES.items() if cls not in _REFUSED
+    )
     DTYPES = ("float32", "float16", "int8")
     IS_FOLDER = True
     WHOLE_FOLDER = True
     PACKINGS = ("ONNX",)
     READS = False
 
-    def rows_to_write(self, kind: str, config: dict) -> Rows:
-        if reason := _REFUSED.get(rules.MODEL_CLASSES[kind]):
-            raise ValueError(f"a {kind} is not written as ONNX: {reason}")
-        return rules.model_rows(kind, config)
+    def rows_to_write(self, model_type: str, config: dict) -> Rows:
+        if reason := _REFUSED.get(rules.MODEL_CLASSES[model_type]):
+            raise ValueError(f"a {model_type} is not written as ONNX: {reason}")
+        return rules.model_rows(model_type, config)
 
     def written_dtype(self, source: Checkpoint, dtype: str | None) -> str:
         return dtype or "float32"
 
     def marks(self, source: Checkpoint) -> list[str]:
-        if source.kind not in _WHERE_CODES or source.given.num_codes:
+        if source.model_type not in _WHERE_CODES or source.given.num_codes:
             return []
         return [
             f"the number of codes is not in the file: took {_codes(source)}, as the published models have "
@@ -71,7 +75,7 @@ class Onnx(Format):
         observe: Observe,
         packing: str | None = None,
     ) -> Path:
-        self.rows_to_write(source.kind, source.config)
+        self.rows_to_write(source.model_type, source.config)
         if dtype == "int8" and not _is_transformer(source):
             raise ValueError(
                 "int8 is for transformers, whose dense layers it rounds; accepted for a tokenizer: "
@@ -111,7 +115,7 @@ class Onnx(Format):
         if not names or "vqvae" in checkpoint.config:
             names += ["encoder", "decoder"]
         text = _CARD.format(
-            kind=checkpoint.kind,
+            model_type=checkpoint.model_type,
             source=about["source"].replace("`", "'"),
             sha256=about["sha256"],
             dtype=about["dtype"],
@@ -126,20 +130,20 @@ class Onnx(Format):
         return dtype or "float32"
 
     def _graphs(self, source: Checkpoint) -> list[onnx_export.Graph]:
-        model = rules.build(source.kind, source.config)
+        model = rules.build(source.model_type, source.config)
         model.load_state_dict(source.state_dict())
         return onnx_export.graphs_of(model.float().eval(), _codes(source))
 
 
 def _is_transformer(source: Checkpoint) -> bool:
-    return hasattr(rules.MODEL_CLASSES[source.kind], "code_logits")
+    return hasattr(rules.MODEL_CLASSES[source.model_type], "code_logits")
 
 
 def _codes(source: Checkpoint) -> int:
     """The codes of the tokenizer that a transformer belongs to."""
     if (known := source.config.get("num_codes")) is not None:
         return known
-    return source.given.num_codes or infer.likely_codes(source.config.get("vocab_size", 0))
+    return source.given.num_codes or signatures.likely_codes(source.config.get("vocab_size", 0))
 
 
 def too_far(drift: onnx_export.Drift, dtype: str) -> str | None:

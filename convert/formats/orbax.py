@@ -50,7 +50,7 @@ def open_orbax(path: Path) -> Container:
         to_numpy = orbax.RestoreArgs(restore_type=np.ndarray)
         arguments = jax.tree.map(lambda _: to_numpy, getattr(metadata, "tree", metadata))
         tree = checkpointer.restore(path.absolute(), restore_args=arguments)
-    except Exception as error:  # Orbax raises many kinds
+    except Exception as error:  # Orbax raises many model_types
         text = " ".join(str(error).split())[:200]
         raise ValueError(f"Orbax cannot read it: {type(error).__name__} {text}") from None
     if not isinstance(tree, dict):

@@ -55,7 +55,7 @@ class Recognised:
             found = self.format.open(self.container, self.state, given)
             found.notes += self.notes
             found.given = given
-            infer.note_pixels(found.kind, found.config, self.path.name, None)
+            infer.note_pixels(found.model_type, found.config, self.path.name, None)
             return found
 
     @property
@@ -92,18 +92,18 @@ def reopen(form: Format, path: Path, given: Given) -> Checkpoint:
     return form.open(opened, opened.candidates[0], given)
 
 
-def writers(kind: str, config: dict) -> list[str]:
+def writers(model_type: str, config: dict) -> list[str]:
     """Names of the formats that can hold a model, or the one that it holds frozen, to be read again."""
-    return _able(kind, config, reads=True)
+    return _able(model_type, config, reads=True)
 
 
-def exporters(kind: str, config: dict) -> list[str]:
+def exporters(model_type: str, config: dict) -> list[str]:
     """Names of the formats that run a model, or the one that it holds frozen, and are not read again."""
-    return _able(kind, config, reads=False)
+    return _able(model_type, config, reads=False)
 
 
-def _able(kind: str, config: dict, reads: bool) -> list[str]:
-    models = [(kind, config), rules.frozen_part(kind, config)]
+def _able(model_type: str, config: dict, reads: bool) -> list[str]:
+    models = [(model_type, config), rules.frozen_part(model_type, config)]
     forms = [form for form in FORMATS if form.READS == reads]
     return [f.NAME for f in forms if any(f.can_write(*model) for model in models if model)]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convert import infer, model_card, rules
+from convert import infer, model_card, rules, signatures
 from convert.checkpoint import Checkpoint, Given
 from convert.files.tensors import Shape
 from convert.formats.container import Container, read_small_config
@@ -30,7 +30,7 @@ class Safetensors(Format):
     NAME = "safetensors"
     DESCRIPTION = f"folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or a bare .safetensors file"
     HOLDS = "any of the models, with its configuration"
-    KINDS = tuple(rules.MODEL_CLASSES)
+    MODEL_TYPES = tuple(rules.MODEL_CLASSES)
     IS_FOLDER = True
     PACKINGS = ("safetensors",)
     KEEPS_ORDER = True
@@ -39,11 +39,11 @@ class Safetensors(Format):
     WEIGHTS_NAME = WEIGHTS_NAME
 
     def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
-        kind = infer.infer_kind(shapes, torch_names=True)
-        return rules.table_rows(kind, shapes, _norm_type(stated, shapes))
+        model_type = infer.infer_model_type(shapes, torch_names=True)
+        return rules.table_rows(model_type, shapes, _norm_type(stated, shapes))
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
-        return own_rows(kind, config)
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
+        return own_rows(model_type, config)
 
     def likeness(self, state: StateDict, container: Container) -> float:
         """As the names show; and surely, if the configuration says so.
@@ -56,8 +56,12 @@ class Safetensors(Format):
         ):
             return 1.0
         names = list(state.tensors)
-        kinds = [kind for kind in self.KINDS if kind not in rules.FROM_PYTORCH]
-        known = [sum(rules.has_rule(kind, name) for name in names) for kind in kinds]
+        model_types = [
+            model_type for model_type in self.MODEL_TYPES if model_type not in rules.FROM_PYTORCH
+        ]
+        known = [
+            sum(rules.has_rule(model_type, name) for name in names) for model_type in model_types
+        ]
         return max(known) / max(len(names), 1)
 
     def read_companion(self, container: Container) -> tuple[str, dict]:
@@ -77,8 +81,8 @@ class Safetensors(Format):
     def heads(
         self, shapes: Mapping[str, Shape], stated: dict, given: Given
     ) -> tuple[int, list[str]]:
-        kind = infer.infer_kind(shapes, torch_names=True)
-        if infer.KINDS[kind].width is None:
+        model_type = infer.infer_model_type(shapes, torch_names=True)
+        if signatures.SIGNATURES[model_type].width is None:
             return 1, []
         heads = stated.get("num_attention_heads", given.num_heads)
         if given.num_heads not in (None, heads):
@@ -86,7 +90,7 @@ class Safetensors(Format):
                 f"its configuration says {heads} attention heads, not {given.num_heads}"
             )
         if "num_attention_heads" not in stated:
-            return infer.heads_of(kind, shapes, heads)
+            return infer.heads_of(model_type, shapes, heads)
         if type(heads) is not int or heads < 1:
             raise ValueError(f"num_attention_heads is {heads!r}; accepted: a number from 1")
         return heads, []
@@ -140,8 +144,8 @@ class Safetensors(Format):
 
 
 def _config(source: Checkpoint) -> dict:
-    complete = rules.target(source.kind, source.config)[2]
-    return {"model_type": rules.model_type(source.kind)} | complete
+    complete = rules.target(source.model_type, source.config)[2]
+    return {"model_type": source.model_type} | complete
 
 
 def _json(text: str) -> object:

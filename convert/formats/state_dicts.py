@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert import infer
+from convert import infer, signatures
 from convert.files.flax_scanner import printable
 from convert.files.pickle_names import Thing
 from convert.flax_msgpack import flatten
@@ -90,7 +90,11 @@ def flax_contents(tree: dict[str, Any]) -> tuple[str, Contents]:
     averages = [k for k, value in tree.items() if isinstance(value, dict) and _AVERAGED.search(k)]
     if not averages and not _TRAIN_STATE & tree.keys():
         bare = {} if "params" in tree else dict(flatten({"params": tree}))
-        if bare and infer.likeness(bare, infer.KINDS) > 0.5 and all(map(is_tensor, bare.values())):
+        if (
+            bare
+            and infer.likeness(bare, signatures.SIGNATURES) > 0.5
+            and all(map(is_tensor, bare.values()))
+        ):
             found.candidates.append(StateDict(None, bare))
             return "bare Flax parameters", found
         tensors = dict(flatten(tree))

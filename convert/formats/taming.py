@@ -31,21 +31,21 @@ class Taming(Format):
     DESCRIPTION = "CompVis/taming-transformers, VQGAN last.ckpt and model.yaml"
     HOLDS = "the VQGAN f16-1024 that Besnier & Chen's transformer goes with"
     IS_FOLDER = True
-    KINDS = ("taming_vqgan",)
+    MODEL_TYPES = ("taming_vqgan",)
     WRAPPERS = ("state_dict", None)
     WEIGHTS_NAME = "last.ckpt"
     IGNORED = re.compile(r"(loss|model_ema)\.")
 
     def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
         try:
-            kind, config = infer.infer_config(shapes)
+            model_type, config = infer.infer_config(shapes)
         except ValueError:
-            kind, config = "taming_vqgan", {}
-        if kind != "taming_vqgan":
+            model_type, config = "taming_vqgan", {}
+        if model_type != "taming_vqgan":
             return {}
         return _rows(config)
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
         return _rows(config)
 
     def read_companion(self, container: Container) -> tuple[str, dict]:

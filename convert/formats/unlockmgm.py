@@ -23,7 +23,7 @@ from convert.rows import Row, Rows
 from convert.tables import OUT_KERNEL, QKV_BIAS, QKV_KERNEL
 from maskgit_pt.pretrained import CONFIG_NAME
 
-_KIND = "self_guided_transformer"
+_MODEL_TYPE = "self_guided_transformer"
 _CLASS = "MaskGitTransformerTOAST"
 _LAYER = re.compile(r"transformer_layers\.(\d{1,4})\.")
 _EMBEDDINGS, _HEAD = "embed.word_embeddings.weight", "mlm_layer.to_logits.weight"
@@ -72,14 +72,14 @@ class UnlockMGM(Format):
     NAME = "unlockmgm"
     DESCRIPTION = "JiwanHur/UnlockMGM, UnlockMGM_imagenet_{256,512}.zip and the folders in it"
     HOLDS = "Google's transformer with its self-guidance module"
-    KINDS = (_KIND,)
+    MODEL_TYPES = (_MODEL_TYPE,)
     IS_FOLDER = True
     WEIGHTS_NAME = "pytorch_model.bin"
 
     def rows_of_file(self, shapes: Mapping[str, Shape], stated: dict) -> Rows:
         return _rows(*numbers(_LAYER, shapes))
 
-    def rows_of_model(self, kind: str, config: dict) -> Rows:
+    def rows_of_model(self, model_type: str, config: dict) -> Rows:
         return _rows(config["num_hidden_layers"])
 
     def read_companion(self, container: Container) -> tuple[str, dict]:
@@ -99,7 +99,7 @@ class UnlockMGM(Format):
     ) -> tuple[int, list[str]]:
         heads = stated.get("num_attention_heads")
         if heads is None:
-            return infer.heads_of(_KIND, shapes, given.num_heads)
+            return infer.heads_of(_MODEL_TYPE, shapes, given.num_heads)
         if type(heads) is not int or heads < 1:
             raise ValueError(f"num_attention_heads is {heads!r}; accepted: a number from 1")
         if given.num_heads not in (None, heads):

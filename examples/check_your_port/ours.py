@@ -24,15 +24,15 @@ def load(pack: str) -> None:
     """Is called first, with the folder of the pack: the place to load its weights."""
     global transformer, tokenizer, codes
     transformer, tokenizer = (
-        _model(Path(pack) / "weights" / f"{kind}_checkpoint")
-        for kind in ("transformer", "tokenizer")
+        _model(Path(pack) / "weights" / f"{model_type}_checkpoint")
+        for model_type in ("transformer", "tokenizer")
     )
     codes = json.loads((Path(pack) / "manifest.json").read_text())["model"]["codes"]
 
 
 def _model(path: Path) -> torch.nn.Module:
-    kind, config, state_dict = convert.load_checkpoint(path)  # Google's format
-    model = rules.build(kind, config)
+    model_type, config, state_dict = convert.load_checkpoint(path)  # Google's format
+    model = rules.build(model_type, config)
     model.load_state_dict(state_dict)
     return model.eval()
 

@@ -108,7 +108,7 @@ def discriminator_losses(
     variables = jax.tree_util.tree_map(lambda value: value.astype(dtype), variables)
 
     ours = discriminator.Discriminator(config)
-    state = rules.to_torch(weights.flatten(variables), "discriminator", config.to_dict())
+    state = rules.to_torch(weights.flatten(variables), "maskgit_discriminator", config.to_dict())
     ours = ours.to(torch.from_numpy(np.zeros(0, dtype)).dtype)
     ours.load_state_dict(state)
     net = functools.partial(code.discriminator.Discriminator, config=config)
@@ -138,6 +138,6 @@ def discriminator_losses(
     yield from compare_trees(
         "gradient of",
         dict(zip(parameters, our_gradients, strict=True)),
-        rules.to_torch(weights.flatten(gradients), "discriminator", config.to_dict()),
+        rules.to_torch(weights.flatten(gradients), "maskgit_discriminator", config.to_dict()),
         *bounds.gradients,
     )

@@ -159,7 +159,7 @@ def training(
     yield from compare_trees(
         "gradient of",
         dict(zip(parameters, our_gradients, strict=True)),
-        rules.to_torch(weights.flatten(gradients), "tokenizer", ours.to_config()),
+        rules.to_torch(weights.flatten(gradients), "maskgit_vqvae", ours.to_config()),
         *bounds.gradients,
     )
 

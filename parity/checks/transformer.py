@@ -94,7 +94,9 @@ def gradients(pair: TransformerPair, ids: np.ndarray, bounds: Bounds) -> Iterato
     yield from compare_trees(
         "gradient of",
         dict(zip(parameters, our_gradients, strict=True)),
-        rules.to_torch(weights.flatten(their_gradients), "transformer", pair.ours.to_config()),
+        rules.to_torch(
+            weights.flatten(their_gradients), "maskgit_transformer", pair.ours.to_config()
+        ),
         *bounds.gradients,
     )
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import convert
 from convert import inspection, rules
-from parity import seeded
 from parity.packs.pack import Pack
+from parity.seeded import MODEL_TYPES, draw
 
 
 def load(pack: Pack, kind: str, file: str | None = None) -> nn.Module | None:
@@ -43,9 +43,9 @@ def load(pack: Pack, kind: str, file: str | None = None) -> nn.Module | None:
 
 
 def _drawn(kind: str, config: dict, drawn: dict) -> dict[str, np.ndarray]:
-    _, pieces, _ = rules.target(kind, config)
+    _, pieces, _ = rules.target(MODEL_TYPES[kind], config)
     shapes = {piece.official: piece.official_shape for piece in pieces}
-    return seeded.draw(kind, shapes, int(drawn.get("seed", 0)))
+    return draw(MODEL_TYPES[kind], shapes, int(drawn.get("seed", 0)))
 
 
 def build(kind: str, config: dict, flat: dict[str, np.ndarray], where: Path) -> nn.Module:
@@ -55,8 +55,8 @@ def build(kind: str, config: dict, flat: dict[str, np.ndarray], where: Path) -> 
       ValueError: they do not fit.
     """
     try:
-        model = rules.build(kind, config)
-        model.load_state_dict(rules.to_torch(flat, kind, config))
+        model = rules.build(MODEL_TYPES[kind], config)
+        model.load_state_dict(rules.to_torch(flat, MODEL_TYPES[kind], config))
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{where}: no {kind} of this configuration: {error}") from None
     return model.eval()

@@ -29,12 +29,14 @@ def load(
     checkpoint = open_checkpoint(path, num_heads, num_codes)
     for note in checkpoint.notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
-    code, kind, config = jax_code.load_reference(), checkpoint.kind, checkpoint.config
-    if kind == "transformer":
+    code, model_type, config = jax_code.load_reference(), checkpoint.model_type, checkpoint.config
+    if model_type == "maskgit_transformer":
         module = code.transformer(config)
-    elif kind == "tokenizer":
+    elif model_type == "maskgit_vqvae":
         module = code.tokenizer(ml_collections.ConfigDict({"vqvae": config["vqvae"]}))
     else:
-        raise ValueError(f"{path}: a {kind}; the reference has: transformer, tokenizer")
+        raise ValueError(
+            f"{path}: a {model_type}; the reference has: maskgit_transformer, maskgit_vqvae"
+        )
     flat = {name: tensor.float().numpy() for name, tensor in checkpoint.tensors.items()}
     return module, traverse_util.unflatten_dict(flat, sep="/")

@@ -31,7 +31,7 @@ STEPS = 5
 _IMAGES = 12
 _FEATURES = (16, 4)  # of the stand-in for ResNet-50: patch in pixels, channels
 _NOISE_SEED = 5
-NETWORKS = {TOKENIZER: "tokenizer", DISCRIMINATOR: "discriminator"}  # ours -> kind of `convert`
+NETWORKS = {TOKENIZER: "maskgit_vqvae", DISCRIMINATOR: "maskgit_discriminator"}  # -> model type
 
 
 def write_images(folder: Path, side: int = 8) -> None:

@@ -182,5 +182,7 @@ class Theirs:
         )
 
     def _arrays(self, tree: Any) -> dict[str, np.ndarray]:
-        converted = rules.to_torch(weights.flatten(tree), "transformer", self.pair.ours.to_config())
+        converted = rules.to_torch(
+            weights.flatten(tree), "maskgit_transformer", self.pair.ours.to_config()
+        )
         return {name: value.numpy() for name, value in converted.items()}

@@ -4,20 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from convert_samples import KINDS, MINIATURE, OFFICIAL, seeded_flat, write_flax
+from convert_samples import MINIATURE, OFFICIAL, ROLES, seeded_flat, write_flax
 
 from convert import flax_msgpack, rules, tables
 
 
-@pytest.fixture(params=KINDS)
-def kind(request) -> str:
+@pytest.fixture(params=ROLES)
+def model_type(request) -> str:
     return request.param
 
 
 @pytest.fixture
-def google_file(kind) -> Path:
+def google_file(model_type) -> Path:
     """Google's format, as recorded: `tiny_{transformer,tokenizer}_checkpoint`."""
-    return OFFICIAL / f"tiny_{kind}_checkpoint"
+    return OFFICIAL / f"tiny_{ROLES[model_type]}_checkpoint"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def flat(google_file) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def miniature_flat() -> dict[str, np.ndarray]:
-    return seeded_flat("transformer", MINIATURE)
+    return seeded_flat("maskgit_transformer", MINIATURE)
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def change_row(monkeypatch):
     """Puts a mistake into the transformer's table, for the length of a test."""
 
     def change(module: str, stacked: str | None = None, leaves: dict | None = None) -> None:
-        rows = list(tables.TABLES["transformer"])
+        rows = list(tables.TABLES["maskgit_transformer"])
         (index,) = [i for i, row in enumerate(rows) if row[0].endswith(module)]
         torch_module, official, right = rows[index]
         if stacked:
             official = official.replace("query,key,value", stacked)
         rows[index] = (torch_module, official, right | (leaves or {}))
-        monkeypatch.setitem(tables.TABLES, "transformer", rows)
+        monkeypatch.setitem(tables.TABLES, "maskgit_transformer", rows)
         _forget_tables()
 
     yield change

@@ -7,7 +7,7 @@ import numpy as np
 from convert import flax_msgpack, rules
 
 OFFICIAL = Path(__file__).parents[1] / "golden" / "official"
-KINDS = ("transformer", "tokenizer")
+ROLES = {"maskgit_transformer": "transformer", "maskgit_vqvae": "tokenizer"}  # in names of files
 
 # As small as a transformer gets: most of the file is structure, not numbers.
 MINIATURE = {
@@ -20,10 +20,10 @@ MINIATURE = {
 }
 
 
-def seeded_flat(kind: str, config: dict, seed: int = 0) -> dict[str, np.ndarray]:
+def seeded_flat(model_type: str, config: dict, seed: int = 0) -> dict[str, np.ndarray]:
     """Official arrays for a configuration, float32, no two numbers alike."""
     rng = np.random.default_rng(seed)
-    shapes = {piece.official: piece.official_shape for piece in rules.target(kind, config)[1]}
+    shapes = {piece.official: piece.official_shape for piece in rules.target(model_type, config)[1]}
     return {
         name: rng.standard_normal(shapes[name]).astype(np.float32)
         for name in rules.published_order(shapes)

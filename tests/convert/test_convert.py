@@ -42,7 +42,7 @@ def test_google_file_there_and_back(google_file, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_order_of_tensors(flat, kind, tmp_path, seed):
+def test_any_order_of_tensors(flat, model_type, tmp_path, seed):
     names = list(flat)
     np.random.default_rng(seed).shuffle(names)
     # Nesting brings names of one module together; what counts is the order in the file.
@@ -85,23 +85,23 @@ def test_flax_reads_the_export(flat, google_file, tmp_path):
         np.testing.assert_array_equal(restored[name], array)
 
 
-def test_folder_is_what_the_model_reads(google_file, kind, flat, tmp_path):
+def test_folder_is_what_the_model_reads(google_file, model_type, flat, tmp_path):
     convert.convert(google_file, tmp_path / "folder")
-    model = {"transformer": Transformer, "tokenizer": VQVAE}[kind]
+    model = {"maskgit_transformer": Transformer, "maskgit_vqvae": VQVAE}[model_type]
     loaded = model.from_pretrained(tmp_path / "folder")
-    again = rules.to_official(loaded.state_dict(), kind, loaded.to_config())
+    again = rules.to_official(loaded.state_dict(), model_type, loaded.to_config())
     for name, array in flat.items():
         np.testing.assert_array_equal(again[name], array)
-    found_kind, config, state = convert.load_checkpoint(google_file)
-    assert found_kind == kind and config == loaded.to_config()
+    found_type, config, state = convert.load_checkpoint(google_file)
+    assert found_type == model_type and config == loaded.to_config()
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(state[name], tensor)
 
 
-def test_export_of_a_saved_model(kind, google_file, flat, tmp_path):
+def test_export_of_a_saved_model(model_type, google_file, flat, tmp_path):
     """Without our metadata the published order is used."""
     convert.convert(google_file, tmp_path / "folder")
-    model = {"transformer": Transformer, "tokenizer": VQVAE}[kind]
+    model = {"maskgit_transformer": Transformer, "maskgit_vqvae": VQVAE}[model_type]
     model.from_pretrained(tmp_path / "folder").save_pretrained(tmp_path / "saved")
     summary = convert.convert(tmp_path / "saved", tmp_path / "exported", to="flax")
     assert summary.verified and not summary.warnings
@@ -123,7 +123,7 @@ def test_changed_model_keeps_the_order(miniature, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", dtypes.FLOATS)
-def test_dtype(google_file, kind, flat, tmp_path, dtype):
+def test_dtype(google_file, model_type, flat, tmp_path, dtype):
     summary = convert.convert(google_file, tmp_path / "folder", dtype=dtype)
     assert summary.dtype == dtype and summary.verified
     _, _, state = convert.load_checkpoint(tmp_path / "folder")
@@ -162,7 +162,7 @@ def test_mixed_dtypes(miniature_flat, tmp_path):
 
 
 def test_batch_norm_statistics(tmp_path):
-    flat = seeded_flat("tokenizer", SMALL_TOKENIZER)
+    flat = seeded_flat("maskgit_vqvae", SMALL_TOKENIZER)
     assert any(name.startswith("batch_stats/") for name in flat)
     file = write_flax(tmp_path / "file", flat)
     assert there_and_back(file, tmp_path) == file.read_bytes()
@@ -178,8 +178,8 @@ def test_batch_norm_statistics(tmp_path):
 def test_discriminator(tmp_path):
     # 512 channels wide at any size: shared zeros keep it small enough for a test.
     config = {"image_size": 4, "discriminator": {"channel_multiplier": 1, "blur_resample": True}}
-    state = rules.build("discriminator", config).state_dict()
-    flat = rules.to_official(state, "discriminator", config)
+    state = rules.build("maskgit_discriminator", config).state_dict()
+    flat = rules.to_official(state, "maskgit_discriminator", config)
     file = write_flax(tmp_path / "file", flat)
     assert there_and_back(file, tmp_path) == file.read_bytes()
 
@@ -202,7 +202,7 @@ def strip_metadata(path) -> None:
 def test_bare_file_without_metadata(tmp_path):
     config = MINIATURE | {"hidden_size": 32, "num_attention_heads": 16}
     for heads, assumed in ((16, None), (4, 4)):
-        flat = seeded_flat("transformer", config | {"num_attention_heads": heads})
+        flat = seeded_flat("maskgit_transformer", config | {"num_attention_heads": heads})
         file = write_flax(tmp_path / f"file{heads}", flat)
         convert.convert(file, tmp_path / "folder", overwrite=True)
         bare = tmp_path / "folder" / "model.safetensors"
@@ -229,8 +229,8 @@ def test_configuration_is_checked_against_the_weights(miniature, tmp_path):
         ("num_attention_heads", -2, "num_attention_heads is -2"),
         ("num_attention_heads", True, "num_attention_heads is True"),
         ("model_type", "maskgit_vqvae", "'maskgit_vqvae', the weights show 'maskgit_transformer'"),
-        ("novelty", 1, "no transformer configuration: .*novelty"),
-        ("hidden_dropout_prob", "half", "no transformer configuration"),
+        ("novelty", 1, "no maskgit_transformer configuration: .*novelty"),
+        ("hidden_dropout_prob", "half", "no maskgit_transformer configuration"),
     ):
         (folder / "config.json").write_text(json.dumps(config | {key: value}))
         with pytest.raises(ValueError, match=reason) as caught:
@@ -242,7 +242,11 @@ def test_configuration_is_checked_against_the_weights(miniature, tmp_path):
 
 def test_summary(miniature, tmp_path):
     summary = convert.convert(miniature, tmp_path / "folder")
-    assert (summary.kind, summary.parameters, summary.dtype) == ("transformer", 200, "float32")
+    assert (summary.model_type, summary.parameters, summary.dtype) == (
+        "maskgit_transformer",
+        200,
+        "float32",
+    )
     assert summary.resolution == "unknown, 2 tokens an image"
     assert summary.input_sha256 == files.file_sha256(miniature)
     assert summary.output_sha256 == files.file_sha256(tmp_path / "folder" / "model.safetensors")
@@ -386,8 +390,8 @@ class TestOutput:
 
 
 def test_unknown_names(miniature, tmp_path):
-    with pytest.raises(ValueError, match="cannot write 'onnx'; accepted: safetensors, flax"):
-        convert.convert(miniature, tmp_path / "output", to="onnx")
+    with pytest.raises(ValueError, match="cannot write 'coreml'; accepted: safetensors, flax"):
+        convert.convert(miniature, tmp_path / "output", to="coreml")
     with pytest.raises(ValueError, match="cannot convert to 'int8'; accepted: float16"):
         convert.convert(miniature, tmp_path / "output", dtype="int8")
     with pytest.raises(ValueError, match="has 2 attention heads, not 4"):

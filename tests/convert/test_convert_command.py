@@ -26,13 +26,13 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_there_and_back(run, google_file, kind, tmp_path):
+def test_there_and_back(run, google_file, model_type, tmp_path):
     code, out, err = run(f"--input={google_file}", f"--output={tmp_path / 'folder'}")
     assert (code, err) == (0, "")
     assert [line.split(":")[0] for line in out.splitlines()] == [
-        "kind", "pixels", "parameters", "dtype", "input", "output", "verified", "seconds",
+        "model type", "pixels", "parameters", "dtype", "input", "output", "verified", "seconds",
     ]  # fmt: skip
-    assert kind in out and str(google_file) in out and "read back, equal bit for bit" in out
+    assert model_type in out and str(google_file) in out and "read back, equal bit for bit" in out
     back = tmp_path / "back"
     arguments = (f"--input={tmp_path / 'folder'}", f"--output={back}", "--to=flax", "--noverify")
     code, out, err = run(*arguments)
@@ -79,7 +79,7 @@ def test_not_finite_is_a_warning(run, miniature_flat, tmp_path):
     miniature_flat[name][0] = np.nan
     file = write_flax(tmp_path / "file", miniature_flat)
     code, out, err = run(f"--input={file}", f"--output={tmp_path / 'folder'}")
-    assert code == 0 and "kind:" in out
+    assert code == 0 and "model type:" in out
     assert err == f"maskgit-convert: warning: 1 tensors hold NaN or infinity: {name}\n"
 
 
@@ -131,12 +131,12 @@ def test_nobody_reads_the_output():
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_inspect(run, google_file, kind, foreign_files, tmp_path):
+def test_inspect(run, google_file, model_type, foreign_files, tmp_path):
     code, out, err = run(f"--inspect={google_file}")
     assert (code, err) == (0, "")
     rows = dict(line.split(":", 1) for line in out.splitlines())
     rows = {name: value.strip() for name, value in rows.items()}
-    assert rows["kind"] == kind and rows["dtype"] == "float32" and rows["pixels"]
+    assert rows["model type"] == model_type and rows["dtype"] == "float32" and rows["pixels"]
     assert rows["file sha256"] == files.file_sha256(google_file)
     assert rows["published"] == "no published file is known to have these shapes"
     assert rows["can become"].startswith("safetensors, flax, hmorimitsu")
@@ -144,7 +144,7 @@ def test_inspect(run, google_file, kind, foreign_files, tmp_path):
     for number, to in enumerate(rows["can become"].split(", ")):
         path = tmp_path / str(number)
         assert run(f"--input={google_file}", f"--output={path}", f"--to={to}")[0] == 0
-        heads = ["--num_heads=4"] if kind == "transformer" else []
+        heads = ["--num_heads=4"] if model_type == "maskgit_transformer" else []
         again = run(f"--inspect={path}", *heads)[1]
         assert f"fingerprint:  {rows['fingerprint']}" in again
 
@@ -154,7 +154,7 @@ def test_inspect_besnier(run, foreign_files):
     code, out, err = run(f"--inspect={golden}", "--num_heads=4")
     assert (code, err) == (0, "")
     for part in (
-        "kind:         besnier_transformer",
+        "model type:   besnier_transformer",
         "pixels:       unknown, 4 x 4 tokens an image",
         "parameters:   84,588",
         "heads:        4",
@@ -188,22 +188,24 @@ def test_published_shapes():
     """The published sizes are told apart by their shapes; one also by its values."""
     found = []
     for known in ledger.models().values():
-        shapes, _, config = rules.target(known.kind, known.config)
+        shapes, _, config = rules.target(known.model_type, known.config)
         found.append(sum(np.prod(shape, dtype=int) for shape in shapes.values()))
-        text = ledger.describe(known.kind, config, known.ranges, "float32")
+        text = ledger.describe(known.model_type, config, known.ranges, "float32")
         assert text.startswith(f"has the shapes of: {ledger.entries_of(known)[0].name}")
         if known.ranges:
             assert text.endswith("and their range of values in each of 13 tensors")
-            officials = {piece.official for piece in rules.target(known.kind, known.config)[1]}
+            officials = {
+                piece.official for piece in rules.target(known.model_type, known.config)[1]
+            }
             assert known.ranges.keys() <= officials
             as_half = {
                 name: tuple(torch.tensor(values).bfloat16().tolist())
                 for name, values in known.ranges.items()
             }
-            assert ledger.describe(known.kind, config, as_half, "bfloat16") == text
+            assert ledger.describe(known.model_type, config, as_half, "bfloat16") == text
             name = "params/MlmLayer_0/mlm_bias/bias"
             others = known.ranges | {name: (-0.7683, 0.8642)}
-            text = ledger.describe(known.kind, config, others, "float32")
+            text = ledger.describe(known.model_type, config, others, "float32")
             assert text.endswith(
                 f"but not their values: 1 of 13 tensors have another range ({name})"
             )

@@ -70,9 +70,9 @@ def tensors_in(path, wrapper):
 def test_official_tensors_are_the_same(name, foreign, foreign_files):
     form, twin, heads, _ = FILES[name]
     found = open_checkpoint(foreign(name), heads)
-    kind, config = found.kind, infer.visible(found.config)
-    kind_there, config_there, state = convert.load_checkpoint(foreign_files / twin)
-    assert (kind, config) == (kind_there, infer.visible(config_there))
+    model_type, config = found.model_type, infer.visible(found.config)
+    type_there, config_there, state = convert.load_checkpoint(foreign_files / twin)
+    assert (model_type, config) == (type_there, infer.visible(config_there))
     ours = convert.load_checkpoint(foreign(name), heads)[2]
     assert list(ours) == list(state)
     assert all(torch.equal(ours[key], state[key]) for key in state)
@@ -121,8 +121,10 @@ def test_two_blocks_give_the_recorded_outputs(foreign):
     """What the official code gave for the weights that hmorimitsu's, TiTok's and MAGE's file hold."""
     with np.load(GOLDEN / "formats" / "tokenizer_two_blocks.npz") as file:
         recorded = dict(file)
-    kind, config, state = convert.load_checkpoint(foreign("formats/hmorimitsu_tokenizer.ckpt"))
-    model = rules.build(kind, config)
+    model_type, config, state = convert.load_checkpoint(
+        foreign("formats/hmorimitsu_tokenizer.ckpt")
+    )
+    model = rules.build(model_type, config)
     model.load_state_dict(state)
     model.eval()
     with torch.inference_mode():
@@ -154,8 +156,8 @@ def test_other_layouts(name, layout, foreign, tmp_path):
     same = {"open-muse": "titok"}  # without the folder's configuration they are the same
     if not (layout == "safetensors" and form == "besnier"):  # whose names are ours
         assert found == same.get(form, form)
-    kind, config, ours = convert.load_checkpoint(file, heads)
-    assert (kind, config) == expected[:2]
+    model_type, config, ours = convert.load_checkpoint(file, heads)
+    assert (model_type, config) == expected[:2]
     assert all(torch.equal(ours[key], value) for key, value in expected[2].items())
 
 
@@ -179,13 +181,13 @@ def test_full_size_names(foreign_files):
     checked = 0
     for key, manifest in manifests.items():
         form = formats.BY_NAME[key.partition("_")[0].replace("open", "open-muse")]
-        kind, config = "tokenizer", FULL_TOKENIZER
+        model_type, config = "maskgit_vqvae", FULL_TOKENIZER
         if "maskgit" in key:
-            kind, config = "transformer", dict(FULL_TRANSFORMER)
+            model_type, config = "maskgit_transformer", dict(FULL_TRANSFORMER)
             config["max_position_embeddings"] = 1025 if key.endswith("512") else 257
-        rows = form.rows_to_write(kind, config)
+        rows = form.rows_to_write(model_type, config)
         assert list(rows) == list(manifest), key
-        shapes = {p.official: p.official_shape for p in rules.target(kind, config)[1]}
+        shapes = {p.official: p.official_shape for p in rules.target(model_type, config)[1]}
         for name, shape in manifest.items():
             row = rows[name]
             assert list(row.officials) == correspondence[key][name], name
@@ -200,23 +202,23 @@ def test_full_size_names(foreign_files):
 
 
 @pytest.mark.parametrize(
-    ("kind", "config", "parameters", "name"),
+    ("model_type", "config", "parameters", "name"),
     [
         ("besnier_transformer", {}, 174_160_874, "vit_base_256"),
         ("besnier_transformer", {"num_tokens": 1024}, 176_306_666, "vit_base_512"),
         ("taming_vqgan", {}, 72_141_699, "vqgan_imagenet_f16_1024"),
     ],
 )
-def test_full_size_of_besnier_and_chen(kind, config, parameters, name):
+def test_full_size_of_besnier_and_chen(model_type, config, parameters, name):
     recorded = json.loads((GOLDEN / "besnier" / "full_size.json").read_text())
     manifests = recorded["state_dict"]
     differing = manifests.get(f"{name}: shapes that differ from vit_base_256", {})
     manifest = manifests.get(name) or manifests["vit_base_256"] | differing
-    shapes = {key: list(shape) for key, shape in rules.target(kind, config)[0].items()}
+    shapes = {key: list(shape) for key, shape in rules.target(model_type, config)[0].items()}
     assert shapes == manifest
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == parameters
     flat = {key: tuple(shape) for key, shape in manifest.items()}
-    assert infer.infer_config(flat) == (kind, rules.target(kind, config)[2])
+    assert infer.infer_config(flat) == (model_type, rules.target(model_type, config)[2])
 
 
 def test_wrong_transforms_are_noticed(foreign, foreign_files, monkeypatch):
@@ -480,8 +482,8 @@ def test_unknown_files(tmp_path, foreign):
 
 def test_what_cannot_be(foreign, tmp_path):
     for to, reason in (
-        ("flax", "Google's format holds transformer, tokenizer, discriminator; this is a besnier"),
-        ("titok", "titok holds tokenizer, not a besnier_transformer"),
+        ("flax", "Google's format holds maskgit_transformer, maskgit_vqvae, maskgit_discrim"),
+        ("titok", "titok holds maskgit_vqvae, not a besnier_transformer"),
     ):
         with pytest.raises(ValueError, match=reason):
             convert.convert(

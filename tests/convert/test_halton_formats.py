@@ -10,7 +10,7 @@ from halton_files import FOLDER, published_bytes, recorded
 from recorded import GOLDEN, assert_close
 
 import convert
-from convert import formats, ledger, rules
+from convert import formats, ledger
 from convert.checkpoint import Given
 from convert.formats import relatives
 from convert.formats.container import StateDict
@@ -82,8 +82,8 @@ def test_other_layouts(published, tmp_path, name, layout):
         torch.save({wrapper: {layout + key: value for key, value in state.items()}}, file)
     assert recognise(file).format.NAME == form
     expected = convert.load_checkpoint(published / name, heads)
-    kind, config, ours = convert.load_checkpoint(file, heads)
-    assert (kind, config) == expected[:2]
+    model_type, config, ours = convert.load_checkpoint(file, heads)
+    assert (model_type, config) == expected[:2]
     assert all(torch.equal(ours[key], value) for key, value in expected[2].items())
 
 
@@ -107,24 +107,24 @@ def test_full_size_names(file, monkeypatch):
     without = {name: shape for name, shape in shapes.items() if name != "head.weight"}
     heads, notes = formats.BY_NAME["halton"].heads(without, {}, Given())
     assert heads == PUBLISHED_HEADS[shapes["tok_emb.weight"][1]] and len(notes) == 1
-    kind, config = convert.infer.infer_config(without, heads)
-    assert kind == "halton_transformer"
-    rows = formats.BY_NAME["halton"].rows_to_write(kind, config)
+    model_type, config = convert.infer.infer_config(without, heads)
+    assert model_type == "halton_transformer"
+    rows = formats.BY_NAME["halton"].rows_to_write(model_type, config)
     state = {name: torch.empty(without[name], device="meta") for name in rows}
     written = formats.BY_NAME["halton"].wrap(state, "model_state_dict", {})["model_state_dict"]
     assert [(name, tuple(t.shape)) for name, t in written.items()] == list(shapes.items())
     ranges = dict.fromkeys(rows, (0.0, 0.0))
-    text = ledger.describe(kind, config, ranges, "float32")
+    text = ledger.describe(model_type, config, ranges, "float32")
     assert (file.startswith("xlarge")) == text.startswith("no published"), text
     assert file.startswith("xlarge") or text.endswith(f"Halton-MaskGIT {file}")
 
 
 def test_full_size_tokenizer_names():
     shapes = json.loads((FOLDER / "manifest_vq16.json").read_text())["model"]
-    kind, config = convert.infer.infer_config({name: tuple(s) for name, s in shapes.items()})
-    assert kind == "llamagen_vq"
-    assert list(formats.BY_NAME["llamagen"].rows_to_write(kind, config)) == list(shapes)
-    text = ledger.describe(kind, config, dict.fromkeys(shapes, (0.0, 0.0)), "float32")
+    model_type, config = convert.infer.infer_config({name: tuple(s) for name, s in shapes.items()})
+    assert model_type == "llamagen_vq"
+    assert list(formats.BY_NAME["llamagen"].rows_to_write(model_type, config)) == list(shapes)
+    text = ledger.describe(model_type, config, dict.fromkeys(shapes, (0.0, 0.0)), "float32")
     assert text == "has the shapes of: LlamaGen vq_ds16_c2i.pt"
 
 
@@ -236,7 +236,7 @@ def test_descendants_of_besnier(tmp_path, name):
     teacher = torch.load(GOLDEN / "besnier" / "tiny_maskgit.pth", weights_only=True)
     state = dict(teacher["model_state_dict"])
     if latent:
-        kind, config, _ = convert.load_checkpoint(GOLDEN / "besnier" / "tiny_maskgit.pth", 4)
+        model_type, config, _ = convert.load_checkpoint(GOLDEN / "besnier" / "tiny_maskgit.pth", 4)
         torch.manual_seed(0)
         fresh = BesnierTransformer(**config | {"latent_features": latent}).state_dict()
         state |= {key: value for key, value in fresh.items() if key not in state}
@@ -345,4 +345,3 @@ def test_images_of_the_converted_files_are_the_recorded_ones(published, tmp_path
     runs = recorded("halton_runs")
     codes = torch.from_numpy(runs["readme.final_codes"][:1]).long()
     assert_close(2 * both.tokens_to_images(codes)[0] - 1, runs["readme.image0"], 2e-5)
-    assert rules.model_type("halton_transformer") == both.transformer.model_type

@@ -247,7 +247,7 @@ def test_wrong_config(miniature, tmp_path):
         ("", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("[]", "JSON list"),
-        ('{"num_attention_heads": 2, "vqvae": 3}', "no transformer configuration"),
+        ('{"num_attention_heads": 2, "vqvae": 3}', "no maskgit_transformer configuration"),
         ('{"a": "' + "x" * 2**20 + '"}', "bytes; accepted"),
     ):
         (folder / "config.json").write_text(text)

@@ -56,9 +56,9 @@ def test_other_layouts(file, tmp_path, layout):
         rest = {"optimizer": {"state": {}, "param_groups": []}, "epoch": 7, "scaler": {}}
         torch.save({"model": state} | rest, tmp_path / "file")
     assert recognise(tmp_path / "file").format is FORM
-    kind, config, ours = convert.load_checkpoint(tmp_path / "file", HEADS)
+    model_type, config, ours = convert.load_checkpoint(tmp_path / "file", HEADS)
     expected = convert.load_checkpoint(file, HEADS)
-    assert (kind, config) == expected[:2] and same(ours, expected[2])
+    assert (model_type, config) == expected[:2] and same(ours, expected[2])
 
 
 def test_safetensors(file, tmp_path):
@@ -83,13 +83,13 @@ def test_full_size_names(size):
     heads, notes = FORM.heads(without, {}, Given())
     assert heads == {"vitb": 12, "vitl": 16}[size] and len(notes) == 1
     rows = FORM.rows_of_file(without, {})
-    kind, config = convert.infer.infer_config(
+    model_type, config = convert.infer.infer_config(
         {row.officials[0]: without[name] for name, row in rows.items() if name in without}, heads
     )
-    assert kind == "mage" and config["decoder_num_heads"] == 16
+    assert model_type == "mage" and config["decoder_num_heads"] == 16
     assert "middle_blocks" not in config["vqvae"] and "norm_groups" not in config["vqvae"]
-    assert list(FORM.rows_to_write(kind, config)) == list(without)
-    text = ledger.describe(kind, config, dict.fromkeys(without, (0.0, 0.0)), "float32")
+    assert list(FORM.rows_to_write(model_type, config)) == list(without)
+    text = ledger.describe(model_type, config, dict.fromkeys(without, (0.0, 0.0)), "float32")
     assert text == f"has the shapes of: MAGE mage-{size}-1600.pth"
 
 

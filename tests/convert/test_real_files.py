@@ -27,7 +27,7 @@ TRANSFORMER, TOKENIZER = (
 def folder(tmp_path_factory):
     """Our folder of a transformer with 2 heads, whose files never change."""
     path = tmp_path_factory.mktemp("folder")
-    file = write_flax(path / "flax", seeded_flat("transformer", MINIATURE))
+    file = write_flax(path / "flax", seeded_flat("maskgit_transformer", MINIATURE))
     convert.convert(file, path / "ours")
     return path / "ours"
 

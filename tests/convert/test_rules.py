@@ -16,8 +16,8 @@ from maskgit_pt.configs import vqgan_config
 
 MANIFEST = json.loads(Path(__file__).with_name("google_manifest.json").read_text())
 FILES = {
-    "transformer": "maskgit_imagenet256_checkpoint",
-    "tokenizer": "tokenizer_imagenet256_checkpoint",
+    "maskgit_transformer": "maskgit_imagenet256_checkpoint",
+    "maskgit_vqvae": "tokenizer_imagenet256_checkpoint",
 }
 
 
@@ -40,14 +40,14 @@ DISCRIMINATORS = {
     "wide": {"image_size": 128, "discriminator": {"channel_multiplier": 2, "blur_resample": True}},
 }
 MODELS = {
-    "transformer": ("transformer", MINIATURE),
-    **{f"tokenizer_{name}": ("tokenizer", config) for name, config in TOKENIZERS.items()},
-    **{f"discriminator_{name}": ("discriminator", c) for name, c in DISCRIMINATORS.items()},
+    "maskgit_transformer": ("maskgit_transformer", MINIATURE),
+    **{f"tokenizer_{name}": ("maskgit_vqvae", config) for name, config in TOKENIZERS.items()},
+    **{f"discriminator_{name}": ("maskgit_discriminator", c) for name, c in DISCRIMINATORS.items()},
 }
 
 
-def pieces_of(kind, shapes, heads=1):
-    return rules.pieces_of(rules.table_rows(kind, shapes), shapes, heads)
+def pieces_of(model_type, shapes, heads=1):
+    return rules.pieces_of(rules.table_rows(model_type, shapes), shapes, heads)
 
 
 @pytest.fixture(params=MODELS)
@@ -55,47 +55,50 @@ def model(request) -> tuple[str, dict]:
     return MODELS[request.param]
 
 
-def test_names_shapes_and_order_are_google_s(kind):
-    manifest = {name: tuple(shape) for name, shape in MANIFEST[FILES[kind]].items()}
-    found_kind, config = infer.infer_config(manifest)
-    assert found_kind == kind
-    pieces = rules.target(kind, config)[1]
+def test_names_shapes_and_order_are_google_s(model_type):
+    manifest = {name: tuple(shape) for name, shape in MANIFEST[FILES[model_type]].items()}
+    found_type, config = infer.infer_config(manifest)
+    assert found_type == model_type
+    pieces = rules.target(model_type, config)[1]
     assert {piece.official: piece.official_shape for piece in pieces} == manifest
     assert rules.published_order(manifest) == list(manifest)
-    tensors, parameters = {"transformer": (393, 172_457_193), "tokenizer": (168, 54_515_587)}[kind]
+    tensors, parameters = {
+        "maskgit_transformer": (393, 172_457_193),
+        "maskgit_vqvae": (168, 54_515_587),
+    }[model_type]
     assert len(pieces) == tensors
     assert sum(int(np.prod(shape)) for shape in manifest.values()) == parameters
 
 
 def test_inferred_configuration_is_google_s():
-    manifest = MANIFEST[FILES["transformer"]]
+    manifest = MANIFEST[FILES["maskgit_transformer"]]
     config = infer.infer_config(manifest)[1]
     assert config["num_attention_heads"] == 16 and config["num_hidden_layers"] == 24
-    assert infer.resolution("transformer", config) == "256 x 256"
+    assert infer.resolution("maskgit_transformer", config) == "256 x 256"
     name = "params/Embed_0/position_embeddings/embedding"
     config_512 = infer.infer_config(manifest | {name: (1025, 768)})[1]
-    assert infer.resolution("transformer", config_512) == "512 x 512"
-    config = infer.infer_config(MANIFEST[FILES["tokenizer"]])[1]
+    assert infer.resolution("maskgit_transformer", config_512) == "512 x 512"
+    config = infer.infer_config(MANIFEST[FILES["maskgit_vqvae"]])[1]
     assert config == {"vqvae": vqgan_config.get_config().vqvae.to_dict()}
-    assert infer.resolution("tokenizer", config) == "any multiple of 16"
+    assert infer.resolution("maskgit_vqvae", config) == "any multiple of 16"
 
 
 def test_configuration_is_inferred(model):
-    kind, config = model
-    found_kind, found = infer.infer_config(seeded_flat(kind, config))
-    assert found_kind == kind
-    assert found == rules.target(kind, config)[2]
+    model_type, config = model
+    found_type, found = infer.infer_config(seeded_flat(model_type, config))
+    assert found_type == model_type
+    assert found == rules.target(model_type, config)[2]
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "discriminator_wide"])
 def test_round_trip(name):
-    kind, config = MODELS[name]
-    flat = seeded_flat(kind, config)
-    state = rules.to_torch(flat, kind, config)
-    module = rules.build(kind, config)
+    model_type, config = MODELS[name]
+    flat = seeded_flat(model_type, config)
+    state = rules.to_torch(flat, model_type, config)
+    module = rules.build(model_type, config)
     assert list(state) == list(module.state_dict())
     module.load_state_dict(state, strict=True)
-    again = rules.to_official(module.state_dict(), kind, config)
+    again = rules.to_official(module.state_dict(), model_type, config)
     assert list(again) == list(flat) == rules.published_order(flat)
     for name, array in flat.items():
         np.testing.assert_array_equal(again[name], array)
@@ -105,8 +108,8 @@ def test_round_trip(name):
 
 
 def test_transforms_by_hand():
-    flat = seeded_flat("transformer", MINIATURE)
-    state = rules.to_torch(flat, "transformer", MINIATURE)
+    flat = seeded_flat("maskgit_transformer", MINIATURE)
+    state = rules.to_torch(flat, "maskgit_transformer", MINIATURE)
     attention = "params/TransformerLayer_0/Attention_0/self_attention"
     for part, name in enumerate(("query", "key", "value")):
         kernel, bias = flat[f"{attention}/{name}/kernel"], flat[f"{attention}/{name}/bias"]
@@ -121,16 +124,16 @@ def test_transforms_by_hand():
     assert out[3, 1 * 2 + 0] == flat[f"{attention}/out/kernel"][1, 0, 3]
     dense = state["layers.0.mlp.intermediate_output.weight"]
     assert dense[2, 1] == flat["params/TransformerLayer_0/Mlp_0/intermediate_output/kernel"][1, 2]
-    flat = seeded_flat("tokenizer", TOKENIZERS["published"])
-    conv = rules.to_torch(flat, "tokenizer", TOKENIZERS["published"])["decoder.conv_in.weight"]
+    flat = seeded_flat("maskgit_vqvae", TOKENIZERS["published"])
+    conv = rules.to_torch(flat, "maskgit_vqvae", TOKENIZERS["published"])["decoder.conv_in.weight"]
     assert conv[5, 3, 0, 2] == flat["params/decoder/Conv_0/kernel"][0, 2, 3, 5]
 
 
 def logits_error(flat: dict) -> float:
     """Largest error against the recorded logits of the official code."""
-    kind, config = infer.infer_config(flat)
-    module = rules.build(kind, config).eval()
-    module.load_state_dict(rules.to_torch(flat, kind, config))
+    model_type, config = infer.infer_config(flat)
+    module = rules.build(model_type, config).eval()
+    module.load_state_dict(rules.to_torch(flat, model_type, config))
     with np.load(OFFICIAL / "transformer.npz") as recorded:
         ids, logits = torch.from_numpy(recorded["input_ids"]).long(), recorded["logits_float32"]
     with torch.no_grad():
@@ -141,8 +144,8 @@ class TestLogits:
     """The recorded logits notice what a round trip cannot: an error made the same way both ways."""
 
     @pytest.fixture
-    def kind(self):
-        return "transformer"
+    def model_type(self):
+        return "maskgit_transformer"
 
     def test_right(self, flat):
         assert logits_error(flat) < 1e-4
@@ -169,10 +172,10 @@ def test_names_are_those_of_the_flax_reference(model):
     jax = pytest.importorskip("jax", reason="needs the extra 'jax'")
     from parity.reference import discriminator, maskgit_transformer, vqgan_tokenizer
 
-    kind, config = model
-    if kind == "transformer":
+    model_type, config = model
+    if model_type == "maskgit_transformer":
         module, inputs = maskgit_transformer.Transformer(**config), np.zeros((1, 3), np.int32)
-    elif kind == "tokenizer":
+    elif model_type == "maskgit_vqvae":
         module = vqgan_tokenizer.VQVAE(ml_collections.ConfigDict(config), train=False)
         inputs = {"image": np.zeros((1, 16, 16, 3), np.float32)}
     else:
@@ -180,7 +183,7 @@ def test_names_are_those_of_the_flax_reference(model):
         inputs = np.zeros((1, config["image_size"], config["image_size"], 3), np.float32)
 
     def initialise(key):
-        if kind != "tokenizer":
+        if model_type != "maskgit_vqvae":
             return module.init(key, inputs)
 
         def both_halves(module, inputs):
@@ -191,7 +194,7 @@ def test_names_are_those_of_the_flax_reference(model):
     variables = jax.eval_shape(initialise, jax.random.PRNGKey(0))
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     theirs = {"/".join(step.key for step in path): leaf.shape for path, leaf in leaves}
-    ours = {p.official: p.official_shape for p in rules.target(kind, config)[1]}
+    ours = {p.official: p.official_shape for p in rules.target(model_type, config)[1]}
     assert ours == theirs
 
 
@@ -204,16 +207,16 @@ def test_recorded_discriminator(blur):
         .astype(np.float32)
         for name, shape in shapes.items()
     }
-    kind, config = infer.infer_config(flat)
-    assert kind == "discriminator"
+    model_type, config = infer.infer_config(flat)
+    assert model_type == "maskgit_discriminator"
     config["discriminator"]["blur_resample"] = blur
-    module = rules.build(kind, config)
-    module.load_state_dict(rules.to_torch(flat, kind, config))
+    module = rules.build(model_type, config)
+    module.load_state_dict(rules.to_torch(flat, model_type, config))
 
 
 def test_optional_projection_has_a_rule():
     shapes = {"embed.embedding_hidden_mapping.weight": (4, 3)}
-    (piece,) = pieces_of("transformer", shapes)
+    (piece,) = pieces_of("maskgit_transformer", shapes)
     assert piece.official == "params/Embed_0/embedding_hidden_mapping/kernel"
     assert piece.official_shape == (3, 4)
 
@@ -224,9 +227,9 @@ def test_bfloat16_and_float64(miniature_flat):
             key: dtypes.to_numpy(torch.from_numpy(array).to(dtypes.torch_dtype(name)))
             for key, array in miniature_flat.items()
         }
-        state = rules.to_torch(flat, "transformer", MINIATURE)
+        state = rules.to_torch(flat, "maskgit_transformer", MINIATURE)
         assert {tensor.dtype for tensor in state.values()} == {dtypes.torch_dtype(name)}
-        again = rules.to_official(state, "transformer", MINIATURE)
+        again = rules.to_official(state, "maskgit_transformer", MINIATURE)
         assert all(np.array_equal(again[key], flat[key]) for key in flat)
 
 
@@ -237,26 +240,26 @@ def test_books_are_closed(miniature_flat):
     flat["params/Embed_0/embeddings_ln/offset"] = moved
     flat[names[1]] = flat[names[1]][:2]
     with pytest.raises(ValueError) as caught:
-        rules.to_torch(flat, "transformer", MINIATURE)
+        rules.to_torch(flat, "maskgit_transformer", MINIATURE)
     assert str(caught.value) == (
-        "tensors do not fit this transformer: "
+        "tensors do not fit this maskgit_transformer: "
         "1 missing: params/Embed_0/embeddings_ln/bias [4]; "
         "1 not known: params/Embed_0/embeddings_ln/offset [4]; "
         "1 of a wrong shape: params/Embed_0/embeddings_ln/scale is [2] instead of [4]"
     )
     with pytest.raises(ValueError, match="25 missing: .* and 21 more"):
-        rules.to_torch({}, "transformer", MINIATURE)
-    state = rules.to_torch(miniature_flat, "transformer", MINIATURE)
+        rules.to_torch({}, "maskgit_transformer", MINIATURE)
+    state = rules.to_torch(miniature_flat, "maskgit_transformer", MINIATURE)
     del state["mlm_layer.mlm_bias.bias"]
     with pytest.raises(ValueError, match=r"1 missing: mlm_layer.mlm_bias.bias \[5\]"):
-        rules.to_official(state, "transformer", MINIATURE)
+        rules.to_official(state, "maskgit_transformer", MINIATURE)
 
 
 def test_a_tensor_without_a_rule_fails():
     with pytest.raises(ValueError, match=r"layers.0.novelty.weight \[3\] .*no rule"):
-        pieces_of("transformer", {"layers.0.novelty.weight": (3,)})
+        pieces_of("maskgit_transformer", {"layers.0.novelty.weight": (3,)})
     with pytest.raises(ValueError, match="does not fit conv"):
-        pieces_of("tokenizer", {"encoder.conv_in.weight": (3, 3)})
+        pieces_of("maskgit_vqvae", {"encoder.conv_in.weight": (3, 3)})
     with pytest.raises(ValueError, match="5 heads"):
         shapes = {"layers.0.attention.self_attention.qkv.weight": (12, 4)}
-        pieces_of("transformer", shapes, heads=5)
+        pieces_of("maskgit_transformer", shapes, heads=5)

@@ -78,15 +78,15 @@ def test_the_frozen_part_is_google_s_file(google_bytes, tmp_path):
     """From their folder, and from ours, byte for byte."""
     summary = convert.convert(TINY, tmp_path / "flax", to="flax")
     assert (tmp_path / "flax").read_bytes() == google_bytes
-    assert summary.kind == "transformer" and summary.verified
+    assert summary.model_type == "maskgit_transformer" and summary.verified
     (warning,) = summary.warnings
-    assert "took the frozen transformer alone" in warning and "14 tensors" in warning
+    assert "took the frozen maskgit_transformer alone" in warning and "14 tensors" in warning
     assert "predicts otherwise" not in warning
     convert.convert(TINY, tmp_path / "ours")
     convert.convert(tmp_path / "ours", tmp_path / "again", to="flax")
     assert (tmp_path / "again").read_bytes() == google_bytes
-    kind, config, _ = convert.load_checkpoint(TINY)
-    assert {"flax", "hmorimitsu", "unlockmgm"} <= set(writers(kind, config))
+    model_type, config, _ = convert.load_checkpoint(TINY)
+    assert {"flax", "hmorimitsu", "unlockmgm"} <= set(writers(model_type, config))
 
 
 def test_a_head_of_its_own_is_told(tmp_path):
@@ -112,8 +112,13 @@ def test_gelu(tmp_path):
         "files of unlockmgm cannot say that the GELU is the tanh form; its code runs erf",
     )
     for source, to, gelu, message in (
-        (TINY, "flax", "erf", "this is a transformer"),
-        (OFFICIAL / "tiny_transformer_checkpoint", "safetensors", "erf", "this is a transformer"),
+        (TINY, "flax", "erf", "this is a maskgit_transformer"),
+        (
+            OFFICIAL / "tiny_transformer_checkpoint",
+            "safetensors",
+            "erf",
+            "this is a maskgit_transformer",
+        ),
         (TINY, "safetensors", "relu", "'relu'; accepted: erf, tanh"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -127,12 +132,12 @@ def test_safetensors_and_bare_files(tmp_path):
     found = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     state = published()
     assert found.keys() == state.keys() and all(torch.equal(found[n], state[n]) for n in found)
-    kind, config, ours = convert.load_checkpoint(tmp_path / "out")
+    model_type, config, ours = convert.load_checkpoint(tmp_path / "out")
     expected = convert.load_checkpoint(TINY)
-    assert (kind, config) == expected[:2] and same(ours, expected[2])
+    assert (model_type, config) == expected[:2] and same(ours, expected[2])
     # Without the configuration the heads are told.
     bare = open_checkpoint(TINY / WEIGHTS, num_heads=3)
-    assert bare.kind == kind and bare.config["num_attention_heads"] == 3
+    assert bare.model_type == model_type and bare.config["num_attention_heads"] == 3
     with pytest.raises(ValueError, match="config.json says 3 attention heads, not 4"):
         open_checkpoint(TINY, num_heads=4)
 
@@ -151,8 +156,8 @@ def test_full_size_names(pixels):
     heads = stated["num_attention_heads"]
     pieces = rules.pieces_of(rows, {name: tuple(shape) for name, shape in shapes.items()}, heads)
     official = {piece.official: piece.official_shape for piece in pieces}
-    kind, config = infer.infer_config(official, heads)
-    assert kind == "self_guided_transformer"
+    model_type, config = infer.infer_config(official, heads)
+    assert model_type == "self_guided_transformer"
     if pixels == "256":
         assert config | stated == config | {"broadcast_dropout": False}
     total = sum(tensor.numel() for tensor in meta.values())
@@ -167,7 +172,7 @@ def test_full_size_names(pixels):
             assert rows[name].officials == (google.replace("{i}", str(layer)),)
     frozen = {name for name, row in rows.items() if row.officials[0].startswith("params/")}
     assert frozen == expected and len(frozen) == 393
-    published = ledger.describe(kind, config, {}, "float32")
+    published = ledger.describe(model_type, config, {}, "float32")
     assert f"UnlockMGM_imagenet_{pixels}.zip" in published
 
 

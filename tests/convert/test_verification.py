@@ -32,8 +32,13 @@ def run(monkeypatch, capsys):
 def known(monkeypatch, miniature):
     """A ledger with one entry more: a published file of the miniature's shapes."""
     tree = json.loads(json.dumps(ledger._read()))
-    kind, config, _ = convert.load_checkpoint(miniature)
-    tree["models"]["small"] = {"kind": kind, "config": config, "tensors": 0, "parameters": 0}
+    model_type, config, _ = convert.load_checkpoint(miniature)
+    tree["models"]["small"] = {
+        "model_type": model_type,
+        "config": config,
+        "tensors": 0,
+        "parameters": 0,
+    }
     entry = {
         "model": "small",
         "file": "small_checkpoint",
@@ -49,16 +54,20 @@ def known(monkeypatch, miniature):
 def test_every_entry_fits_the_code():
     """Kinds, configurations, counts and formats are those of the code; nothing is measured by nobody."""
     for model in ledger.models().values():
-        pieces = {p.official: p.official_shape for p in rules.target(model.kind, model.config)[1]}
+        pieces = {
+            p.official: p.official_shape for p in rules.target(model.model_type, model.config)[1]
+        }
         assert len(pieces) == model.tensors
         counted = [s for name, s in pieces.items() if name != "quantize.codebook_used"]
         assert sum(map(math.prod, counted)) == model.parameters
         assert model.ranges.keys() <= pieces.keys()
         assert ledger.entries_of(model), model.name
-        assert ledger.model_of(model.kind, model.complete()).name == model.name
+        assert ledger.model_of(model.model_type, model.complete()).name == model.name
     entries = ledger.entries()
     for entry in entries.values():
-        assert formats.BY_NAME[entry.format].can_write(entry.model.kind, entry.model.complete())
+        assert formats.BY_NAME[entry.format].can_write(
+            entry.model.model_type, entry.model.complete()
+        )
         assert entry.where and entry.licence
         assert entry.copy_of is None or entries[entry.copy_of].model == entry.model
         assert (entry.fingerprint is None) == (entry.sha256 is None) == (entry.measured_by is None)
@@ -134,11 +143,16 @@ def test_published_ranges():
 
 
 def test_gains_are_found_in_every_kind():
-    kinds = {model.kind: model for model in ledger.models().values()}
+    model_types = {model.model_type: model for model in ledger.models().values()}
     counts = {
-        kind: len(verification.norm_gains(kind, model.config)) for kind, model in kinds.items()
+        model_type: len(verification.norm_gains(model_type, model.config))
+        for model_type, model in model_types.items()
     }
-    assert counts["transformer"] == 50 and counts["tokenizer"] == 50 and min(counts.values()) > 20
+    assert (
+        counts["maskgit_transformer"] == 50
+        and counts["maskgit_vqvae"] == 50
+        and min(counts.values()) > 20
+    )
 
 
 class TestAgainst:

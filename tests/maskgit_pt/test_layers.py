@@ -58,7 +58,7 @@ def test_discriminator(blur, tiny_config):
     tiny_config.discriminator = {"channel_multiplier": 1, "blur_resample": blur}
     model = Discriminator(tiny_config)
     config = {"image_size": 16, "discriminator": tiny_config.discriminator.to_dict()}
-    model.load_state_dict(rules.to_torch(flat, "discriminator", config))
+    model.load_state_dict(rules.to_torch(flat, "maskgit_discriminator", config))
     images = nchw(recorded["image"])
     assert_close(model(images), recorded["logits"])
     logits, penalty = losses.r1_gradient_penalty(model, images, penalty_cost=10.0)

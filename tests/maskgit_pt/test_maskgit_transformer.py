@@ -52,7 +52,7 @@ def test_gradients_of_the_training_loss(tiny_transformer):
     assert_close(loss, recorded["loss"], 1e-6)
     loss.backward()
     gradients = {name: p.grad for name, p in tiny_transformer.named_parameters()}
-    official = rules.to_official(gradients, "transformer", tiny_transformer.to_config())
+    official = rules.to_official(gradients, "maskgit_transformer", tiny_transformer.to_config())
     expected = {name[5:]: g for name, g in recorded.items() if name.startswith("grad:")}
     assert official.keys() == expected.keys()
     for name, gradient in expected.items():

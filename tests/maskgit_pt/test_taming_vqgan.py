@@ -17,8 +17,8 @@ FLOAT32 = 2e-5  # the order of additions, which threads and CPUs change, moves i
 
 @pytest.fixture
 def vqgan(foreign_files) -> TamingVQGAN:
-    kind, config, state = convert.load_checkpoint(foreign_files / "besnier" / "vqgan")
-    model = rules.build(kind, config)
+    model_type, config, state = convert.load_checkpoint(foreign_files / "besnier" / "vqgan")
+    model = rules.build(model_type, config)
     model.load_state_dict(state)
     return model.eval()
 

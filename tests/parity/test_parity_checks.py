@@ -110,7 +110,7 @@ def test_other_tokenizers(code, options):
     if options["norm_type"] == "BN":
         variables["batch_stats"] = _running_statistics(code, config)
     ours = VQVAE(config)
-    state = rules.to_torch(weights.flatten(variables), "tokenizer", ours.to_config())
+    state = rules.to_torch(weights.flatten(variables), "maskgit_vqvae", ours.to_config())
     ours.load_state_dict(state)
     pair = TokenizerPair(ours.eval(), code, variables)
     images = np.random.default_rng(0).random((2, 3, 12, 12)).astype(np.float32)

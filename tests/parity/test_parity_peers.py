@@ -129,6 +129,6 @@ def test_every_adapter_names_a_format_that_is_written():
     from convert.formats.recognise import writers
 
     config = models.load(pack.read(PACK), "transformer").to_config()
-    assert "hmorimitsu" in writers("transformer", config)
+    assert "hmorimitsu" in writers("maskgit_transformer", config)
     assert len({(peer.repository, peer.kind) for peer in adapters.PEERS}) == len(adapters.PEERS)
     assert np.all([peer.repository.count("/") == 1 for peer in adapters.PEERS])

@@ -86,8 +86,8 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 def test_recorded_loss_and_gradients():
     """Over all tokens and with the mask among the classes, as their trainer has it; dropout off."""
-    kind, config, state = convert.load_checkpoint(RECORDED / "tiny_maskgit.pth", num_heads=4)
-    model = rules.build(kind, config)
+    model_type, config, state = convert.load_checkpoint(RECORDED / "tiny_maskgit.pth", num_heads=4)
+    model = rules.build(model_type, config)
     model.load_state_dict(state)
     inputs, expected = load("transformer_logits.npz"), load("transformer_training.npz")
     code, mask, labels, drop = (
