@@ -257,7 +257,9 @@ def test_models_that_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="int8 is for transformers"):
         convert.convert(folder / "tokenizer256", tmp_path / "out", to="onnx", dtype="int8")
     assert "onnx" not in convert.formats.recognise.writers("maskgit_discriminator", {})
-    with pytest.raises(ValueError, match="a maskgit_discriminator is not written as ONNX: it judges"):
+    with pytest.raises(
+        ValueError, match="a maskgit_discriminator is not written as ONNX: it judges"
+    ):
         onnx_folder.FORMAT.rows_to_write("maskgit_discriminator", {})
     assert not list(tmp_path.iterdir())
 

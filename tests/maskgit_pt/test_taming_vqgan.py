@@ -98,7 +98,7 @@ def test_attention_is_where_the_nominal_side_says():
     assert [len(level.attn) for level in model.decoder.up] == [0, 2, 2]
     assert model.downsampling == 4
     assert model(torch.rand(1, 3, 8, 16)).shape == (1, 3, 8, 16)
-    with pytest.raises(ValueError, match="33 channels cannot be cut into 32 groups"):
+    with pytest.raises(ValueError, match="33 channels cannot have 32 groups"):
         TamingVQGAN(channels=33)
 
 
