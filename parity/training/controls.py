@@ -37,7 +37,7 @@ def transformer_faults(ours: Ours, theirs: Run) -> Iterator[Record]:
         ),
         "loss averaged over all masked tokens instead of per sample": (
             "loss",
-            lambda: mock.patch.object(masked_tokens, "MaskedLoss", _MeanOverTokens),
+            lambda: mock.patch.object(masked_tokens.MaskedTokens, "loss_class", _MeanOverTokens),
         ),
         "weight decay coupled with the gradient (L2) instead of decoupled": (
             "weights",

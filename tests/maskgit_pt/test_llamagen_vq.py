@@ -116,5 +116,5 @@ def test_folder_there_and_back(tmp_path):
     assert again.to_config() == model.to_config()
     state = again.state_dict()
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="33 channels cannot be cut into 32 groups"):
+    with pytest.raises(ValueError, match="GroupNorm of 33 channels cannot have 32 groups"):
         LlamaGenVQ(channels=33)

@@ -385,7 +385,7 @@ def test_bad_input(sets, tmp_path, capsys):
     np.savez("bad.npz", pictures(0, 20, size=8))
     os.remove("samples/9999.png")
     assert "those of bad.npz 8 x 8" in error(good[0], "--reference=bad.npz")
-    assert "multiples of 4" in error(TOKENIZER, "--images=samples", "--image_size=18")
+    assert "multiples of 4" in error(TOKENIZER, "--images=samples", "--image_size=14")
     assert "--lpips_weights is 'x'" in error(
         TOKENIZER, "--images=samples", "--image_size=16", "--lpips_weights=x"
     )
