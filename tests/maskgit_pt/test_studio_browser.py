@@ -207,8 +207,8 @@ def same_by_command(entry, folder: Path) -> None:
 
 
 @both_widths
-def test_a_visit(tab, studio, photo, tmp_path):
-    """Generate, watch, look again; a bad file; paint, edit, go on with the result; everything is kept."""
+def test_a_visit(tab, studio, photo):
+    """Generate, watch, look again at a step; paint on a photo, edit it."""
     before = len(studio.page.history.entries())
     generate(tab, 11)
     assert len(studio.page.history.entries()) == before + 1
@@ -224,6 +224,17 @@ def test_a_visit(tab, studio, photo, tmp_path):
     # A phone does not scroll sideways.
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
 
+    drop(tab, photo)
+    paint(tab)
+    tab.wait_for_selector("#edit-cover img")  # the tokens that the brush covers
+    generate(tab, 5, count=1, place="edit")
+    check_outside(studio, photo, newest(studio))
+
+
+@SLOW
+@both_widths
+def test_going_on_with_a_result(tab, studio, photo, tmp_path):
+    """A bad file is refused; a result becomes the photo, and back; everything is in the history."""
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
     open_tab(tab, "Edit")
@@ -233,9 +244,8 @@ def test_a_visit(tab, studio, photo, tmp_path):
     tab.reload()
     drop(tab, photo)
     paint(tab)
-    tab.wait_for_selector("#edit-cover img")  # the tokens that the brush covers
+    tab.wait_for_selector("#edit-cover img")
     generate(tab, 5, count=1, place="edit")
-    check_outside(studio, photo, newest(studio))
     tab.click("#edit-use")
     tab.wait_for_selector("#edit-cover img", state="hidden")  # a photo on which nothing is painted
     tab.click("#edit-undo")
