@@ -83,8 +83,8 @@ def test_conversion_knows_the_widths(size, multiplier):
         "image_size": size,
         "discriminator": {"channel_multiplier": multiplier, "blur_resample": True, "width_rule": "image"},
     }  # fmt: skip
-    flat = rules.to_official(model.state_dict(), "discriminator", config)
-    kind, found = infer.infer_config(flat)
-    assert (kind, found) == ("discriminator", config)
-    back = rules.to_torch(flat, kind, found)
+    flat = rules.to_official(model.state_dict(), "maskgit_discriminator", config)
+    model_type, found = infer.infer_config(flat)
+    assert (model_type, found) == ("maskgit_discriminator", config)
+    back = rules.to_torch(flat, model_type, found)
     assert all(torch.equal(value, back[name]) for name, value in model.state_dict().items())
