@@ -95,9 +95,9 @@ def run(
 def keep_freed_memory() -> None:
     """Lets this process keep large pieces of memory that it has freed, for the next tensor of that size.
 
-    The GNU C library otherwise returns every piece above 32 MiB to the system and asks for fresh pages the
-    next time: a fifth of the time of the tokenizer's float32 forward passes on a CPU. Other libraries are left
-    as they are.
+    The GNU C library otherwise returns pieces above 32 MiB to the system, and asks for fresh pages the next
+    time: a fifth of the time of the tokenizer's float32 forward passes on a CPU. Other libraries are
+    left alone.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

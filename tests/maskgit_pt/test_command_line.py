@@ -3,10 +3,12 @@
 import getpass
 import io
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import fresh_python
 import pytest
 from absl import flags
 
@@ -95,3 +97,25 @@ def test_a_cache_that_cannot_be(monkeypatch, tmp_path, capsys):
         EvaluationSettings(cache=str(tmp_path / "file" / "x")).cache_folder()
     assert EvaluationSettings(cache="").cache_folder() is None
     assert EvaluationSettings(cache=str(tmp_path / "x")).cache_folder() == str(tmp_path / "x")
+
+
+PAGES_OF_A_LATER_TENSOR = """
+import resource, sys, torch
+from maskgit_pt import command_line
+
+if sys.argv[1] == "kept":
+    command_line.keep_freed_memory()
+for turn in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of the GNU C library")
+def test_freed_memory_is_kept():
+    """A tensor of 64 MiB lies in the pages of those before it; without the option in fresh ones."""
+    kept, returned = (
+        int(fresh_python.run(PAGES_OF_A_LATER_TENSOR, how).stdout) for how in ("kept", "returned")
+    )
+    assert kept < 1000 < 10_000 < returned
