@@ -99,23 +99,25 @@ def test_a_cache_that_cannot_be(monkeypatch, tmp_path, capsys):
     assert EvaluationSettings(cache=str(tmp_path / "x")).cache_folder() == str(tmp_path / "x")
 
 
-PAGES_OF_A_LATER_TENSOR = """
+PAGES_OF_LATER_TENSORS = """
 import resource, sys, torch
 from maskgit_pt import command_line
 
-if sys.argv[1] == "kept":
-    command_line.keep_freed_memory()
-for turn in range(4):
+def fresh_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)  # 64 MiB
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "kept":
+    command_line.keep_freed_memory()
+print(min(fresh_pages() for turn in range(12)))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of the GNU C library")
 def test_freed_memory_is_kept():
-    """A tensor of 64 MiB lies in the pages of those before it; without the option in fresh ones."""
+    """Tensors of 64 MiB come to lie in the pages of those before; without the option always in fresh ones."""
     kept, returned = (
-        int(fresh_python.run(PAGES_OF_A_LATER_TENSOR, how).stdout) for how in ("kept", "returned")
+        int(fresh_python.run(PAGES_OF_LATER_TENSORS, how).stdout) for how in ("kept", "returned")
     )
-    assert kept < 1000 < 10_000 < returned
+    assert kept < 100 and returned > 10_000
