@@ -30,7 +30,8 @@ _MOST_NAMES, _LONGEST_NAME = 2**16, 200  # of classes; letters
 class PretrainedMixin(HubMixin):
     """Adds `from_pretrained`, `save_pretrained` and `push_to_hub` to an `nn.Module`.
 
-    The class brings `model_type`, `to_config()` and `from_config(dict)`.
+    The class brings `model_type`, and its constructor keeps its arguments as the dict `_config`. A class that
+    is made from anything else overrides `to_config` and `from_config`.
 
     Attributes:
       class_names: of a transformer: what its classes are called, one name for each; None: not known, or
@@ -88,6 +89,15 @@ class PretrainedMixin(HubMixin):
             ) from None
         load_weights(model, folder / WEIGHTS_NAME, device)
         return model.to(dtype=dtype).eval() if dtype else model.eval()
+
+    def to_config(self) -> dict:
+        """The constructor's arguments."""
+        return dict(self._config)
+
+    @classmethod
+    def from_config(cls, config: dict) -> Self:
+        """The inverse of `to_config`."""
+        return cls(**config)
 
     def full_config(self) -> dict:
         """What `config.json` holds: the model's type and settings, and how it is used, if that is known."""

@@ -225,7 +225,8 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
         Raises:
           ValueError: not n tokens, or not one label for each row.
         """
-        B, n = self._check_shapes(tokens, labels)
+        check_shapes(tokens, labels, self.num_tokens)
+        B, n = tokens.shape
         no_class = self.tok_emb.num_embeddings - 1
         if drop_label is None:
             drop_label = torch.ones_like(labels, dtype=torch.bool)
@@ -253,18 +254,6 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
         angles = 1000 * latent.float()[:, None] * torch.exp(-math.log(10000) * powers)  # [B, half]
         features = torch.cat([angles.sin(), angles.cos()], dim=1)
         return self.latent_projection(features.to(self.tok_emb.weight.dtype))
-
-    def _check_shapes(self, tokens: Tensor, labels: Tensor) -> tuple[int, int]:
-        if tokens.dim() != 2 or tokens.shape[1] != self.num_tokens:
-            raise ValueError(
-                f"tokens has shape {list(tokens.shape)}; this model takes [B, {self.num_tokens}]"
-            )
-        if labels.shape != tokens.shape[:1]:
-            raise ValueError(
-                f"labels has shape {list(labels.shape)}; accepted: [{tokens.shape[0]}], one for "
-                "each row of tokens"
-            )
-        return tokens.shape[0], tokens.shape[1]
 
     def code_logits(
         self, tokens: Tensor, labels: Tensor, num_codes: int | None = None, **drawn: Tensor
@@ -306,11 +295,15 @@ class BesnierTransformer(PretrainedMixin, nn.Module):
             )
         return self._config["num_classes"]
 
-    def to_config(self) -> dict:
-        """The constructor's arguments."""
-        return dict(self._config)
 
-    @classmethod
-    def from_config(cls, config: dict) -> "BesnierTransformer":
-        """The inverse of `to_config`."""
-        return cls(**config)
+def check_shapes(tokens: Tensor, labels: Tensor, num_tokens: int) -> None:
+    """Raises ValueError unless tokens are [B, num_tokens] and labels [B]."""
+    if tokens.dim() != 2 or tokens.shape[1] != num_tokens:
+        raise ValueError(
+            f"tokens has shape {list(tokens.shape)}; this model takes [B, {num_tokens}]"
+        )
+    if labels.shape != tokens.shape[:1]:
+        raise ValueError(
+            f"labels has shape {list(labels.shape)}; accepted: [{tokens.shape[0]}], one for "
+            "each row of tokens"
+        )

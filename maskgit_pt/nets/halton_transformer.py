@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskgit_pt.nets.besnier_transformer import check_shapes
 from maskgit_pt.pretrained import PretrainedMixin
 
 EPSILON = 1e-5
@@ -228,7 +229,7 @@ class HaltonTransformer(PretrainedMixin, nn.Module):
         Raises:
           ValueError: not n tokens, or not one label for each row.
         """
-        self._check_shapes(tokens, labels)
+        check_shapes(tokens, labels, self.num_tokens)
         if drop_label is not None:
             labels = torch.where(drop_label, self.num_classes, labels)
         condition = self.cls_emb(labels)  # [B, D]
@@ -239,17 +240,6 @@ class HaltonTransformer(PretrainedMixin, nn.Module):
             x = block(x, condition)
         x = self.last_norm(x[:, : self.num_tokens], condition)  # [B, n, D]
         return self.head(x, self.tok_emb.weight)  # [B, n, K + 1]
-
-    def _check_shapes(self, tokens: Tensor, labels: Tensor) -> None:
-        if tokens.dim() != 2 or tokens.shape[1] != self.num_tokens:
-            raise ValueError(
-                f"tokens has shape {list(tokens.shape)}; this model takes [B, {self.num_tokens}]"
-            )
-        if labels.shape != tokens.shape[:1]:
-            raise ValueError(
-                f"labels has shape {list(labels.shape)}; accepted: [{tokens.shape[0]}], one for "
-                "each row of tokens"
-            )
 
     def code_logits(self, tokens: Tensor, labels: Tensor, num_codes: int | None = None) -> Tensor:
         """The model as samplers call it.
@@ -287,12 +277,3 @@ class HaltonTransformer(PretrainedMixin, nn.Module):
                 f"the transformer has {self.num_codes} codes, the tokenizer {num_codes}"
             )
         return self.num_classes
-
-    def to_config(self) -> dict:
-        """The constructor's arguments."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: dict) -> "HaltonTransformer":
-        """The inverse of `to_config`."""
-        return cls(**config)

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskgit_pt.images import as_unit_range
 from maskgit_pt.nets import layers
 from maskgit_pt.nets.taming_vqgan import (
     COMMITMENT_COST,
@@ -27,9 +26,9 @@ from maskgit_pt.nets.taming_vqgan import (
     AttnBlock,
     Downsample,
     ResnetBlock,
+    UnitRangeTokenizer,
     Upsample,
 )
-from maskgit_pt.pretrained import PretrainedMixin
 
 _CODES_REMEMBERED = 65536  # the length of a record that the authors keep while training
 
@@ -146,7 +145,10 @@ class VectorQuantizer(nn.Module):
         return F.embedding(ids, self.codes()).movedim(-1, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `LlamaGenVQ.encode`, of features [B, D, h, w]."""
+        """As `LlamaGenVQ.encode`, of features [B, D, h, w]; what it gives are unit vectors.
+
+        The authors' entropy loss has the factor 0.
+        """
         indices = self.encode_ids(x)
         quantized = self.decode_ids(indices)
         result = {"encoding_indices": indices, "raw": x}
@@ -159,7 +161,7 @@ class VectorQuantizer(nn.Module):
         return quantized, result
 
 
-class LlamaGenVQ(PretrainedMixin, nn.Module):
+class LlamaGenVQ(UnitRangeTokenizer):
     """The tokenizer; defaults are the published VQ-16.
 
     Every method takes and returns images in [0, 1]; the authors' work in [-1, 1].
@@ -194,60 +196,3 @@ class LlamaGenVQ(PretrainedMixin, nn.Module):
         self.quantize = VectorQuantizer(num_codes, embed_dim)
         self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per token along one side: 16 for the published model."""
-        return 2 ** (len(self._config["channel_multipliers"]) - 1)
-
-    def get_codebook_funct(self) -> Tensor:
-        """The codebook [K, D], of any lengths; named as in `VQVAE`."""
-        return self.quantize.embedding.weight
-
-    def encode(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Quantizes.
-
-        Args:
-          images: float [B, 3, H, W] in [0, 1], sides multiples of `downsampling`.
-
-        Returns:
-          The quantized features, unit vectors [B, D, h, w] (in training mode with the gradient of the
-          encoder), and a dict: "encoding_indices" int64 [B, h, w], "raw" features [B, D, h, w] before
-          quantizing; in training mode also "quantizer_loss", the sum of "e_latent_loss" and
-          "q_latent_loss". (The authors' entropy loss has the factor 0.)
-        """
-        return self.quantize(self._features(images))
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Quantized features [B, D, h, w] -> images [B, 3, H, W] around [0, 1], not clipped."""
-        return (self.decoder(self.post_quant_conv(x)) + 1) / 2
-
-    def encode_to_indices(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W], floating-point in [0, 1] or uint8 -> int64 [B, h, w].
-
-        Raises:
-          ValueError: images of another dtype or range, see `images.as_unit_range`.
-        """
-        images = as_unit_range(images).to(self.get_codebook_funct().dtype)
-        return self.quantize.encode_ids(self._features(images))
-
-    def decode_from_indices(self, indices: Tensor) -> Tensor:
-        """int64 [B, h, w] -> images [B, 3, H, W] around [0, 1], not clipped."""
-        return self.decode(self.quantize.decode_ids(indices))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Reconstructs: [B, 3, H, W] -> [B, 3, H, W], both in [0, 1]; the result is not clipped."""
-        return self.decode(self.encode(images)[0])
-
-    def _features(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] -> [B, D, h, w], what the codes are compared with."""
-        return self.quant_conv(self.encoder(2 * images - 1))
-
-    def to_config(self) -> dict:
-        """The constructor's arguments."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: dict) -> "LlamaGenVQ":
-        """The inverse of `to_config`."""
-        return cls(**config)

@@ -315,15 +315,6 @@ class Mage(PretrainedMixin, nn.Module):
             raise ValueError(f"num_codes is {num_codes}; this model has {self.num_codes}")
         return self(tokens, labels).float()
 
-    def to_config(self) -> dict:
-        """The constructor's arguments."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: dict) -> "Mage":
-        """The inverse of `to_config`."""
-        return cls(**config)
-
 
 def masking_ratio(generator: np.random.RandomState, centre: float = 0.55) -> float:
     """A ratio from the normal distribution with deviation .25 around `centre`, cut to [0.5, 1]."""

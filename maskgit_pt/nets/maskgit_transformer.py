@@ -356,12 +356,3 @@ class Transformer(PretrainedMixin, nn.Module):
     def num_classes_with(self, num_codes: int) -> int:
         """The classes that the vocabulary holds beside `num_codes` codes and the mask."""
         return self._config["vocab_size"] - num_codes - 1
-
-    def to_config(self) -> dict:
-        """The constructor's arguments."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: dict) -> "Transformer":
-        """The inverse of `to_config`."""
-        return cls(**config)

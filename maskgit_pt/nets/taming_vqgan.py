@@ -224,47 +224,11 @@ class VectorQuantizer(nn.Module):
         return quantized, result
 
 
-class TamingVQGAN(PretrainedMixin, nn.Module):
-    """The tokenizer; defaults are the published vqgan_imagenet_f16_1024.
+class UnitRangeTokenizer(PretrainedMixin, nn.Module):
+    """Takes and returns images in [0, 1] around networks that work on images in [-1, 1].
 
-    Every method takes and returns images in [0, 1].
-
-    Args:
-      num_codes: K.
-      embed_dim: D, width of a code.
-      z_channels: width of the features on the outer side of the 1x1 convolutions.
-      resolution: nominal side in pixels; decides, with attention_resolutions, which levels have
-        attention. Images of any size that is a multiple of `downsampling` are accepted.
-      channels: width at full resolution, a multiple of 32, else ValueError.
-      channel_multipliers: of each level, from full resolution on.
-      num_res_blocks: of each level of the encoder; the decoder has one more.
-      attention_resolutions: sides at nominal resolution of the levels with attention.
-      dropout: in the residual blocks.
+    Subclasses bring `encoder`, `quant_conv`, `quantize`, `post_quant_conv` and `decoder`.
     """
-
-    model_type = "taming_vqgan"
-
-    def __init__(
-        self,
-        num_codes: int = 1024,
-        embed_dim: int = 256,
-        z_channels: int = 256,
-        resolution: int = 256,
-        channels: int = 128,
-        channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
-        num_res_blocks: int = 2,
-        attention_resolutions: tuple[int, ...] = (16,),
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        self._config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        for name in ("channel_multipliers", "attention_resolutions"):
-            self._config[name] = list(self._config[name])
-        self.encoder = Encoder(self._config)
-        self.decoder = Decoder(self._config)
-        self.quantize = VectorQuantizer(num_codes, embed_dim)
-        self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
 
     @property
     def downsampling(self) -> int:
@@ -313,11 +277,45 @@ class TamingVQGAN(PretrainedMixin, nn.Module):
         """Images in [0, 1] -> [B, D, h, w], what the codes are compared with."""
         return self.quant_conv(self.encoder(2 * images - 1))
 
-    def to_config(self) -> dict:
-        """The constructor's arguments."""
-        return dict(self._config)
 
-    @classmethod
-    def from_config(cls, config: dict) -> "TamingVQGAN":
-        """The inverse of `to_config`."""
-        return cls(**config)
+class TamingVQGAN(UnitRangeTokenizer):
+    """The tokenizer; defaults are the published vqgan_imagenet_f16_1024.
+
+    Every method takes and returns images in [0, 1].
+
+    Args:
+      num_codes: K.
+      embed_dim: D, width of a code.
+      z_channels: width of the features on the outer side of the 1x1 convolutions.
+      resolution: nominal side in pixels; decides, with attention_resolutions, which levels have
+        attention. Images of any size that is a multiple of `downsampling` are accepted.
+      channels: width at full resolution, a multiple of 32, else ValueError.
+      channel_multipliers: of each level, from full resolution on.
+      num_res_blocks: of each level of the encoder; the decoder has one more.
+      attention_resolutions: sides at nominal resolution of the levels with attention.
+      dropout: in the residual blocks.
+    """
+
+    model_type = "taming_vqgan"
+
+    def __init__(
+        self,
+        num_codes: int = 1024,
+        embed_dim: int = 256,
+        z_channels: int = 256,
+        resolution: int = 256,
+        channels: int = 128,
+        channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        attention_resolutions: tuple[int, ...] = (16,),
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self._config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        for name in ("channel_multipliers", "attention_resolutions"):
+            self._config[name] = list(self._config[name])
+        self.encoder = Encoder(self._config)
+        self.decoder = Decoder(self._config)
+        self.quantize = VectorQuantizer(num_codes, embed_dim)
+        self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
