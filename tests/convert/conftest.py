@@ -1,6 +1,7 @@
 """Fixtures: the recorded official checkpoints and a miniature one."""
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -58,3 +59,17 @@ def change_row(monkeypatch):
 def _forget_tables() -> None:
     for cached in (rules._target, rules._patterns, rules._find_row):
         cached.cache_clear()
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+    """Runs a command, given as its module, in this process; it must succeed."""
+
+    def run(command: ModuleType, *arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["program", *arguments])
+        try:
+            assert command.cli() == 0, capsys.readouterr()
+        finally:
+            command.FLAGS.unparse_flags()
+
+    return run

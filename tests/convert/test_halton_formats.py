@@ -1,13 +1,13 @@
 """Files of Halton-MaskGIT and LlamaGen: in, out, wrong ones; and Di[M]O's and Di4C's, which are Besnier's."""
 
 import json
-import os
 import pickle
 
 import pytest
 import torch
 from halton_files import FOLDER, published_bytes, recorded
 from recorded import GOLDEN, assert_close
+from wrong_files import FAULTS, Attack, mutated, refused
 
 import convert
 from convert import formats, ledger
@@ -131,33 +131,15 @@ def test_full_size_tokenizer_names():
 # What is wrong is named --------------------------------------------------------------------------------
 
 
-def changed(state: dict, change: str) -> dict:
-    name = next(n for n in reversed(state) if n.endswith("weight") and state[n].dim() > 1)
-    if change == "missing":
-        del state[name]
-    elif change == "extra":
-        state["surplus.weight"] = torch.zeros(3)
-    elif change == "misshapen":
-        state[name] = state[name][:, :-1].clone()
-    elif change == "integers":
-        state[name] = state[name].int()
-    return state
-
-
 @EACH
-@pytest.mark.parametrize(
-    "change, message",
-    [("missing", "missing"), ("extra", "surplus.weight"), ("misshapen", r"weight|shape"),
-     ("integers", "is int32; accepted for weights")],
-)  # fmt: skip
-def test_mutations(published, tmp_path, name, change, message):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_mutations(published, tmp_path, name, fault):
     _, heads, wrapper = FILES[name]
     saved = load(published / name)
-    torch.save(saved | {wrapper: changed(dict(saved[wrapper]), change)}, tmp_path / "file")
-    with pytest.raises(ValueError, match=message) as error:
-        convert.convert(tmp_path / "file", tmp_path / "ours", num_heads=heads)
-    assert "\n" not in str(error.value) and str(tmp_path / "file") in str(error.value)
-    assert not (tmp_path / "ours").exists()
+    state = dict(saved[wrapper])
+    last = next(n for n in reversed(state) if n.endswith("weight") and state[n].dim() > 1)
+    torch.save(saved | {wrapper: mutated(state, last, fault)}, tmp_path / "file")
+    refused(tmp_path / "file", FAULTS[fault], tmp_path / "ours", num_heads=heads)
 
 
 def test_head_must_be_the_embedding(published, tmp_path):
@@ -187,14 +169,6 @@ def test_truncated(published, tmp_path, name):
         with pytest.raises(ValueError) as error:
             open_checkpoint(tmp_path / "file", FILES[name][1])
         assert "\n" not in str(error.value)
-
-
-class Attack:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @EACH
@@ -288,27 +262,20 @@ def test_folders_of_relatives_are_named(tmp_path, relative):
 # All the way -------------------------------------------------------------------------------------------
 
 
-def test_three_commands(published, tmp_path, monkeypatch, capsys):
+def test_three_commands(published, tmp_path, run_command):
     """Published layout -> our folders -> images -> published layout, on the command line."""
     from convert import __main__ as command
     from maskgit_pt import sample
 
-    def run(main, flags, *arguments):
-        monkeypatch.setattr("sys.argv", ["program", *arguments])
-        try:
-            assert main() == 0, capsys.readouterr()
-        finally:
-            flags.unparse_flags()
-
     def converted(*arguments):
-        run(command.cli, command.FLAGS, *arguments)
+        run_command(command, *arguments)
 
     model, vq = tmp_path / "model", tmp_path / "vq"
     converted(f"--input={published / 'transformer_A.pth'}", f"--output={model}", "--num_heads=4")
     converted(f"--input={published / 'vq_tiny.pt'}", f"--output={vq}")
     threads = torch.get_num_threads()
-    run(
-        sample.cli, sample.FLAGS,
+    run_command(
+        sample,
         f"--model={model}", f"--tokenizer={vq}", "--labels=1,7", "--num_samples=2", "--threads=1",
         "--sampler=halton", "--steps=4", "--shift", "--guidance=2", "--guidance_schedule=constant",
         "--logit_scale_last=1.2", f"--output={tmp_path / 'samples'}",

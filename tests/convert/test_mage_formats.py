@@ -1,13 +1,13 @@
 """Files of MAGE and of RCG's class-conditional MAGE: in, out, wrong ones, all the way."""
 
 import json
-import os
 import pickle
 
 import pytest
 import torch
 from mage_files import DECODER_HEADS, GROUPS, HEADS, full_size, published, published_bytes, recorded
 from recorded import assert_close
+from wrong_files import FAULTS, Attack, mutated, refused
 
 import convert
 from convert import formats, ledger
@@ -129,31 +129,23 @@ def test_representations_of_rcg_are_refused(tmp_path):
 # What is wrong is named --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [("missing", "missing"), ("extra", "surplus.weight"), ("misshapen", r"weight|shape"),
-     ("integers", "is int32; accepted for weights"), ("ids", "token_emb.position_ids is not 0, 1")],
-)  # fmt: skip
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(
     "name", ["blocks.1.mlp.fc1.weight", "vqgan.encoder.mid.block_2.conv1.weight"]
 )
-def test_mutations(tmp_path, name, change, message):
+def test_mutations(tmp_path, name, fault):
+    torch.save({"model": mutated(published(), name, fault)}, tmp_path / "file")
+    refused(tmp_path / "file", FAULTS[fault], tmp_path / "ours", num_heads=HEADS)
+
+
+@pytest.mark.parametrize("ids", [torch.arange(1, 18)[None], torch.arange(17)[None].flip(-1)])
+def test_positions_must_be_counted(tmp_path, ids):
     state = published()
-    if change == "missing":
-        del state[name]
-    elif change == "extra":
-        state["surplus.weight"] = torch.zeros(3)
-    elif change == "misshapen":
-        state[name] = state[name][:, :-1].clone()
-    elif change == "integers":
-        state[name] = state[name].int()
-    else:
-        state["token_emb.position_ids"] = state["token_emb.position_ids"] + 1
-    torch.save({"model": state}, tmp_path / "file")
-    with pytest.raises(ValueError, match=message) as error:
-        convert.convert(tmp_path / "file", tmp_path / "ours", num_heads=HEADS)
-    assert "\n" not in str(error.value) and str(tmp_path / "file") in str(error.value)
-    assert not (tmp_path / "ours").exists()
+    assert ids.shape == state["token_emb.position_ids"].shape
+    torch.save({"model": state | {"token_emb.position_ids": ids}}, tmp_path / "file")
+    refused(
+        tmp_path / "file", "token_emb.position_ids is not 0, 1", tmp_path / "ours", num_heads=HEADS
+    )
 
 
 def test_every_tensor_is_needed(file):
@@ -181,14 +173,6 @@ def test_truncated(tmp_path):
         assert "\n" not in str(error.value)
 
 
-class Attack:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def test_attacks(tmp_path):
     """What would act when unpickled does nothing."""
     torch.save({"model": published(), "optimizer": Attack(tmp_path / "made")}, tmp_path / "file")
@@ -205,28 +189,21 @@ def test_attacks(tmp_path):
 # All the way -------------------------------------------------------------------------------------------
 
 
-def test_three_commands(file, tmp_path, monkeypatch, capsys):
+def test_three_commands(file, tmp_path, run_command):
     """Published layout -> our folder -> images -> published layout, on the command line."""
     from convert import __main__ as command
     from maskgit_pt import sample
 
-    def run(main, flags, *arguments):
-        monkeypatch.setattr("sys.argv", ["program", *arguments])
-        try:
-            assert main() == 0, capsys.readouterr()
-        finally:
-            flags.unparse_flags()
-
     ours, back = tmp_path / "ours", tmp_path / "back.pth"
-    run(command.cli, command.FLAGS, f"--input={file}", f"--output={ours}", f"--num_heads={HEADS}")
+    run_command(command, f"--input={file}", f"--output={ours}", f"--num_heads={HEADS}")
     threads = torch.get_num_threads()
-    run(
-        sample.cli, sample.FLAGS, f"--model={ours}", "--num_samples=3", "--threads=1",
+    run_command(
+        sample, f"--model={ours}", "--num_samples=3", "--threads=1",
         "--sampler=mage", "--steps=4", f"--output={tmp_path / 'samples'}",
     )  # fmt: skip
     torch.set_num_threads(threads)
     assert len(list((tmp_path / "samples").rglob("*.png"))) >= 3
-    run(command.cli, command.FLAGS, f"--input={ours}", f"--output={back}", "--to=mage-vit")
+    run_command(command, f"--input={ours}", f"--output={back}", "--to=mage-vit")
     assert same(load(back)["model"], published())
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pickle
 import shutil
 import stat
@@ -13,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wrong_files
 from recorded import OFFICIAL
 from self_guidance_files import FOLDER, NETWORKS, published, recorded, text, zipped
+from wrong_files import FAULTS, Attack, mutated
 
 import convert
 from convert import flax_msgpack, formats, infer, inspection, ledger, rules
@@ -335,33 +336,22 @@ def test_damaged_archives(method, tmp_path):
 # What is wrong is named --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [("missing", "1 missing: {name}"), ("extra", "surplus.weight"), ("misshapen", "weight"),
-     ("integers", "is int32; accepted for weights"), ("halved", "is float16, but what goes into")],
-)  # fmt: skip
-@pytest.mark.parametrize(
-    "name", ["transformer_layers.1.attention.key.weight", "cls_anchor_gen.mlp_t.weight"]
-)
-def test_mutations(tmp_path, name, change, message):
+KEY = "transformer_layers.1.attention.key.weight"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", [KEY, "cls_anchor_gen.mlp_t.weight"])
+def test_mutations(tmp_path, name, fault):
+    folder = written(tmp_path / "folder", mutated(published(), name, fault))
+    message = f"1 missing: {name}" if fault == "missing" else FAULTS[fault]
+    wrong_files.refused(folder, message, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("name", [KEY, KEY.replace("key", "value")])
+def test_parts_of_one_tensor_have_one_dtype(tmp_path, name):
     state = published()
-    if change == "missing":
-        del state[name]
-    elif change == "extra":
-        state["surplus.weight"] = torch.zeros(3)
-    elif change == "misshapen":
-        state[name] = state[name][:, :-1].clone()
-    elif change == "integers":
-        state[name] = state[name].int()
-    elif "key" in name:
-        state[name] = state[name].half()
-    else:
-        return  # a tensor alone may have another dtype
-    folder = written(tmp_path / "folder", state)
-    with pytest.raises(ValueError, match=message.format(name=name)) as error:
-        convert.convert(folder, tmp_path / "ours")
-    assert "\n" not in str(error.value) and str(folder) in str(error.value)
-    assert not (tmp_path / "ours").exists()
+    folder = written(tmp_path / "folder", state | {name: state[name].half()})
+    wrong_files.refused(folder, "is float16, but what goes into", tmp_path / "ours")
 
 
 @pytest.mark.parametrize(
@@ -401,14 +391,6 @@ def test_truncated(tmp_path):
         refused(tmp_path, "damaged|truncated")
 
 
-class Attack:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def test_attacks(tmp_path):
     """What would act when unpickled does nothing, in an archive neither."""
     folder = written(tmp_path / "folder", published() | {"x": Attack(tmp_path / "made")})
@@ -424,24 +406,17 @@ def test_attacks(tmp_path):
 # All the way -------------------------------------------------------------------------------------------
 
 
-def test_three_commands(tmp_path, monkeypatch, capsys):
+def test_three_commands(tmp_path, run_command):
     """Published archive -> our folder -> images -> published folder, on the command line."""
     from convert import __main__ as command
     from maskgit_pt import sample
 
-    def run(main, flags, *arguments):
-        monkeypatch.setattr("sys.argv", ["program", *arguments])
-        try:
-            assert main() == 0, capsys.readouterr()
-        finally:
-            flags.unparse_flags()
-
     path = zipped(tmp_path / "UnlockMGM_imagenet_256.zip", TINY, FOLDERS, zipfile.ZIP_DEFLATED)
     tokenizer, model = OFFICIAL / "tiny_tokenizer_checkpoint", tmp_path / "model"
-    run(command.cli, command.FLAGS, f"--input={path}", f"--output={model}", "--gelu=erf")
+    run_command(command, f"--input={path}", f"--output={model}", "--gelu=erf")
     threads = torch.get_num_threads()
-    run(
-        sample.cli, sample.FLAGS,
+    run_command(
+        sample,
         f"--model={model}", f"--tokenizer={tokenizer}", "--labels=1,7", "--num_samples=2", "--threads=1",
         "--sampler=self-guidance", "--steps=4", "--self_guidance=1", "--choice_temperature=10",
         f"--output={tmp_path / 'samples'}",
@@ -454,6 +429,6 @@ def test_three_commands(tmp_path, monkeypatch, capsys):
     guided = both.generate([1, 7], **settings).tokens
     assert not torch.equal(guided, both.generate([1, 7], self_guidance=0.0, **settings).tokens)
     back = tmp_path / "back"
-    run(command.cli, command.FLAGS, f"--input={model}", f"--output={back}", "--to=unlockmgm")
+    run_command(command, f"--input={model}", f"--output={back}", "--to=unlockmgm")
     assert same(load(back), published())
     assert (back / "config.json").read_bytes() == (TINY / "config.json").read_bytes()
