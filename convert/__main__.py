@@ -213,7 +213,7 @@ def cli() -> int:
     """Runs the command line and returns its exit code."""
     # Being terminated is like Ctrl-C: no half-written output stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return command_line.run(main, FLAGS, PROGRAM, USAGE)
+    return command_line.run(main, FLAGS, PROGRAM, USAGE, keep_memory=False)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def run(
     argv: Sequence[str] | None = None,
     check: Callable[[list[str]], None] | None = None,
     arguments: list[str] | None = None,
+    keep_memory: bool = True,
 ) -> int:
     """Parses `argv` into `flag_values`, runs `main` and returns the exit code.
 
@@ -49,6 +50,7 @@ def run(
       argv: arguments without the program's name; default: `sys.argv[1:]`.
       check: looks at the arguments before they are parsed, and raises if it does not like them.
       arguments: filled with the arguments that are no flags; None: there may be none.
+      keep_memory: call `keep_freed_memory`; a program that only reads and writes tensors needs less without.
 
     `ValueError`, `OSError` and `ImportError` (a missing extra) count as a problem with the input:
     one line on standard error. A reader of the output that leaves ends the program without a word.
@@ -60,7 +62,8 @@ def run(
     """
     _mend_streams()
     _name_user()
-    keep_freed_memory()
+    if keep_memory:
+        keep_freed_memory()
     argv = [_expand_home(arg) for arg in (sys.argv[1:] if argv is None else argv)]
     usual = warnings.showwarning
     warnings.showwarning = functools.partial(_show_warning, program, usual)
