@@ -64,7 +64,9 @@ def locate(
         found = _download(source, match["repository"], inside, patterns, options) / inside
         if found.is_file() or _holds(found, patterns):
             return found
-    raise FileNotFoundError(f"{source}: the repository holds no weights there")
+    raise FileNotFoundError(
+        f"{source}: the repository holds no weights there{_what_it_holds(match['repository'], options)}"
+    )
 
 
 def is_id(source: str | os.PathLike) -> bool:
@@ -97,6 +99,27 @@ def _download(
         text = " ".join(str(error).split())[:200]
         why = f"not to be had from the Hugging Face hub ({type(error).__name__}: {text})"
     raise FileNotFoundError(f"{source}: no such folder; as a hub id: {why}")
+
+
+def _what_it_holds(repository: str, options: dict[str, Any]) -> str:
+    """How its files go on in an error; "" if the hub does not tell, or may not be asked."""
+    import huggingface_hub
+
+    if options["local_files_only"]:
+        return ""
+    try:
+        files = huggingface_hub.HfApi().list_repo_files(
+            repository, revision=options["revision"], token=options["token"]
+        )
+    except Exception:  # no network, say: the error is about something else
+        return ""
+    shown = [name for name in files if name not in (".gitattributes", "README.md")]
+    more = f" and {len(shown) - 10} more" * (len(shown) > 10)
+    return (
+        f"; it has {', '.join(shown[:10])}{more}. A file of it is {repository}/FILE"
+        if shown
+        else ""
+    )
 
 
 def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:

@@ -311,6 +311,9 @@ class Hub:
 
         self.root, self.calls, self.uploads = root, [], []
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
+        monkeypatch.setattr(
+            huggingface_hub.HfApi, "list_repo_files", lambda api, name, **_: self.names(name)
+        )
         created = lambda api, repo_id, **_: SimpleNamespace(repo_id=repo_id)  # noqa: E731
         monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", created)
         monkeypatch.setattr(
@@ -327,6 +330,12 @@ class Hub:
                 shutil.copy(file, copy / name)
         copy.mkdir(parents=True, exist_ok=True)
         return str(copy)
+
+    def names(self, repository):
+        files = (self.root / repository).rglob("*")
+        return sorted(
+            str(file.relative_to(self.root / repository)) for file in files if file.is_file()
+        )
 
     def upload(self, *, repo_id, folder_path, **_):
         self.uploads.append((repo_id, sorted(p.name for p in Path(folder_path).iterdir())))
@@ -348,6 +357,9 @@ def fake_hub(monkeypatch, tmp_path, folder, foreign_files, state):
     (repository / "cut").mkdir()
     cut(state, repository / "cut")
     shutil.copy(folder / "config.json", repository / "cut")
+    (repository / "zips").mkdir()
+    for name in ("README.md", "UnlockMGM_imagenet_256.zip", "UnlockMGM_imagenet_512.zip"):
+        (repository / "zips" / name).write_bytes(b"")
     return fake
 
 
@@ -375,9 +387,12 @@ def test_hub_ids(name, cls, fake_hub):
 
 def test_hub_ids_that_do_not_work(fake_hub, tmp_path, monkeypatch):
     with pytest.raises(
-        FileNotFoundError, match="owner/none: the repository holds no weights there"
+        FileNotFoundError, match="owner/none: the repository holds no weights there$"
     ):
         Transformer.from_pretrained("owner/none")
+    there = "it has UnlockMGM_imagenet_256.zip, UnlockMGM_imagenet_512.zip. A file of it is owner/zips/FILE"
+    with pytest.raises(FileNotFoundError, match=f"holds no weights there; {there}"):
+        Transformer.from_pretrained("owner/zips")
     with pytest.raises(ValueError, match="names a revision, and revision='b' another"):
         Transformer.from_pretrained("owner/ours@a", revision="b")
     with pytest.raises(FileNotFoundError, match="no such folder or file"):
