@@ -8,6 +8,7 @@ from maskgit_pt.files import write_atomically
 from train.demos import pace, page, scores
 from train.demos.images import DATA_SETS, Part, write_tar
 from train.demos.stages import Command, Stages, spread
+from train.evaluation import manifold
 
 if TYPE_CHECKING:
     from train.demo import DemoSettings
@@ -183,11 +184,24 @@ class Plan:
             output = f"--output={self.folder / 'scores' / name}"
             return ["maskgit-evaluate", *flags, features, f"--name={name}", output, "--cache="]
 
-        test = f"--reference={self.tar('test')}"
-        floor = min(self.num_samples, self.stages.done["images"]["noted"]["train"])
+        def compare(name: str, images: Path, count: int) -> list[Command]:
+            """With all test images; the overlap, which hangs on the numbers of both, with as many."""
+            flags = [
+                f"--samples={images}",
+                f"--num_samples={count}",
+                f"--reference={self.tar('test')}",
+            ]
+            overlap = evaluate(
+                f"{name}_overlap", *flags, f"--num_reference={min(count, counts['test'])}",
+                f"--metrics={','.join(manifold.METRICS)}",
+            )  # fmt: skip
+            return [evaluate(name, *flags, f"--metrics={','.join(scores.METRICS)}"), overlap]
+
+        counts = self.stages.done["images"]["noted"]
+        generated = self.folder / "samples" / "samples.npz"
         return [
-            evaluate("generated", f"--samples={self.folder / 'samples' / 'samples.npz'}", test),
-            evaluate("floor", f"--samples={self.tar('train')}", f"--num_samples={floor}", test),
+            *compare("generated", generated, self.num_samples),
+            *compare("floor", self.tar("train"), min(self.num_samples, counts["train"])),
             evaluate("tokenizer", f"--tokenizer={self.folder / 'tokenizer'}", f"--images={self.tar('test')}",
                      f"--image_size={self.recipe.image_size}"),
         ]  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from train.evaluation.classifiers import Classifier
 
 _BLOCK = 256
+METRICS = ("fid", "inception_score")  # beside those of `manifold`
 _FREE = ("frechet_distance", "precision", "recall", "density", "coverage", "class_score")
 NEAREST = 3
 
@@ -29,8 +30,10 @@ def samples(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def collect(folder: Path, classes: int) -> dict[str, Any]:
     """Scores of the samples, their floor, and the tokenizer's."""
-    generated, floor, tokenizer = (
-        evaluation(folder, name) for name in ("generated", "floor", "tokenizer")
+    tokenizer = evaluation(folder, "tokenizer")
+    generated, floor = (
+        evaluation(folder, name) | evaluation(folder, f"{name}_overlap")
+        for name in ("generated", "floor")
     )
     images, labels = samples(folder)
     classifier = Classifier(folder / "classifier")
