@@ -59,6 +59,30 @@ class Shapes:
         return [width // base for width in widths]
 
 
+def _convolutional(shapes: Shapes, levels_in: str, blocks: str) -> dict:
+    """What the two tokenizers have in common whose codes stand between two 1x1 convolutions.
+
+    Args:
+      shapes: of the model.
+      levels_in: the levels of the encoder, numbered from full resolution on.
+      blocks: the residual blocks in one of them.
+    """
+    codes, code_width = shapes.get("quantize.embedding.weight", 2)
+    channels = shapes.get("encoder.conv_in.weight", 4)[0]
+    levels = shapes.count(f"{levels_in}.")
+    if not 1 <= levels <= _MAX_LEVELS:
+        raise ValueError(f"{levels_in} has {levels:,} levels; accepted: 1 to {_MAX_LEVELS}")
+    names = [f"{levels_in}.{level}.{blocks}.0.conv1.weight" for level in range(levels)]
+    return {
+        "num_codes": codes,
+        "embed_dim": code_width,
+        "z_channels": shapes.get("encoder.conv_out.weight", 4)[0],
+        "channels": channels,
+        "channel_multipliers": shapes.multipliers(names, channels, ""),
+        "num_res_blocks": shapes.count(f"{levels_in}.0.{blocks}."),
+    }
+
+
 def _transformer(shapes: Shapes, *_: object) -> dict:
     vocabulary, width = shapes.get("params/Embed_0/word_embeddings/embedding", 2)
     layer = "params/TransformerLayer_0"
@@ -202,23 +226,7 @@ def _halton(shapes: Shapes, num_heads: int, num_codes: int | None) -> dict:
 
 
 def _llamagen(shapes: Shapes, *_: object) -> dict:
-    codes, code_width = shapes.get("quantize.embedding.weight", 2)
-    channels = shapes.get("encoder.conv_in.weight", 4)[0]
-    levels = shapes.count("encoder.conv_blocks.")
-    if not 1 <= levels <= _MAX_LEVELS:
-        raise ValueError(
-            f"has {levels:,} levels (encoder.conv_blocks.*); accepted: 1 to {_MAX_LEVELS}"
-        )
-    names = [f"encoder.conv_blocks.{level}.res.0.conv1.weight" for level in range(levels)]
-    multipliers = shapes.multipliers(names, channels, "")
-    return {
-        "num_codes": codes,
-        "embed_dim": code_width,
-        "z_channels": shapes.get("encoder.conv_out.weight", 4)[0],
-        "channels": channels,
-        "channel_multipliers": multipliers,
-        "num_res_blocks": shapes.count("encoder.conv_blocks.0.res."),
-    }
+    return _convolutional(shapes, "encoder.conv_blocks", "res")
 
 
 def _mage(shapes: Shapes, num_heads: int, num_codes: int | None) -> dict:
@@ -288,28 +296,14 @@ def likely_codes(vocabulary: int) -> int:
 
 
 def _taming(shapes: Shapes, *_: object) -> dict:
-    codes, code_width = shapes.get("quantize.embedding.weight", 2)
-    channels = shapes.get("encoder.conv_in.weight", 4)[0]
-    levels = shapes.count("encoder.down.")
-    if not 1 <= levels <= _MAX_LEVELS:
-        raise ValueError(f"encoder.down has {levels} levels; accepted: 1 to {_MAX_LEVELS}")
-    names = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(levels)]
-    multipliers = shapes.multipliers(names, channels, "")
     resolution = 256  # as published; only which levels have attention counts
-    return {
-        "num_codes": codes,
-        "embed_dim": code_width,
-        "z_channels": shapes.get("encoder.conv_out.weight", 4)[0],
-        "resolution": resolution,
-        "channels": channels,
-        "channel_multipliers": multipliers,
-        "num_res_blocks": shapes.count("encoder.down.0.block."),
-        "attention_resolutions": [
-            resolution >> level
-            for level in range(levels)
-            if shapes.count(f"encoder.down.{level}.attn.")
-        ],
-    }
+    config = _convolutional(shapes, "encoder.down", "block")
+    attention = [
+        resolution >> level
+        for level in range(len(config["channel_multipliers"]))
+        if shapes.count(f"encoder.down.{level}.attn.")
+    ]
+    return config | {"resolution": resolution, "attention_resolutions": attention}
 
 
 @dataclass(frozen=True)

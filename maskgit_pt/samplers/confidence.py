@@ -66,9 +66,7 @@ class ConfidenceSampler(Sampler):
         elif self.schedule.removeprefix(_DI4C) not in SCHEDULES:
             known = f"{', '.join(SCHEDULES)}, each also with {_DI4C} before it"
             raise ValueError(f"schedule is {self.schedule!r}; known: {known}")
-        if self.choice not in CHOICES:
-            raise ValueError(f"choice is {self.choice!r}; known: {', '.join(CHOICES)}")
-        check_choice_temperature(self.choice_temperature, self.steps)
+        check_choice(self)
 
     def counts(self, tokens: int) -> list[int]:
         """How many tokens each step decides; sums to `tokens`.
@@ -112,7 +110,7 @@ class ConfidenceSampler(Sampler):
         probs = logits.softmax(-1)
         drawn = noise.categorical(logits, probs)  # [B, n], known tokens included
         confidence = probs.gather(-1, drawn[..., None])[..., 0]
-        confidence = self._with_noise(confidence, step, noise)
+        confidence = with_noise(self, confidence, step, noise)
         confidence = confidence.masked_fill(~state.unknown, -torch.inf)
         # Samples with fewer unknown tokens have a threshold of -inf and decide all of them.
         count = max(state.plan[0][step], 1)
@@ -124,19 +122,28 @@ class ConfidenceSampler(Sampler):
         unknown = state.unknown.scatter(1, top.indices, False)
         return State(tokens, unknown, torch.where(state.unknown, drawn, state.tokens), state.plan)
 
-    def _with_noise(self, confidence: Tensor, step: int, noise: Noise) -> Tensor:
-        if self.choice == "linear":
-            if isinstance(self.choice_temperature, list):
-                scale = self.choice_temperature[step]
-            else:
-                progress = step / (self.steps - 1) if self.steps > 1 else 1.0
-                scale = self.choice_temperature * (1 - progress)
-            gumbel = noise.gumbel(confidence.shape, confidence.dtype, confidence.device)
-            return torch.log(confidence) + scale * gumbel
-        if self.choice == "random" or (self.choice == "warm_up" and step < _WARM_UP_STEPS):
-            return noise.uniform(confidence.shape, confidence.device)
-        return confidence
-
     def masked_after(self, tokens: int) -> list[float]:
         decided = torch.tensor(self.counts(tokens)).cumsum(0)
         return [max(0.0, tokens - float(count)) for count in decided]
+
+
+def check_choice(sampler: Sampler) -> None:
+    """Raises ValueError unless its `choice` is one of `CHOICES` and its `choice_temperature` makes sense."""
+    if sampler.choice not in CHOICES:
+        raise ValueError(f"choice is {sampler.choice!r}; known: {', '.join(CHOICES)}")
+    check_choice_temperature(sampler.choice_temperature, sampler.steps)
+
+
+def with_noise(sampler: Sampler, confidence: Tensor, step: int, noise: Noise) -> Tensor:
+    """Adds noise to the probabilities [B, n], as `choice` and `choice_temperature` of the sampler say."""
+    if sampler.choice == "linear":
+        scale = sampler.choice_temperature
+        if isinstance(scale, list):
+            scale = scale[step]
+        else:
+            scale *= 1 - (step / (sampler.steps - 1) if sampler.steps > 1 else 1.0)
+        gumbel = noise.gumbel(confidence.shape, confidence.dtype, confidence.device)
+        return torch.log(confidence) + scale * gumbel
+    if sampler.choice == "random" or (sampler.choice == "warm_up" and step < _WARM_UP_STEPS):
+        return noise.uniform(confidence.shape, confidence.device)
+    return confidence

@@ -15,10 +15,9 @@ from maskgit_pt.samplers.base import (
     STEPS,
     Sampler,
     State,
-    check_choice_temperature,
     check_mask_ratios,
 )
-from maskgit_pt.samplers.confidence import CHOICES
+from maskgit_pt.samplers.confidence import CHOICES, check_choice, with_noise
 from maskgit_pt.settings import setting
 
 # Share of the tokens that are known after a step, at r rising from 0 to 1.
@@ -29,7 +28,6 @@ SCHEDULES = {
     "cosine": lambda r: 1 - torch.cos(r * math.pi * 0.5),
     "arccos": lambda r: 1 - torch.arccos(r) / (math.pi * 0.5),
 }
-_WARM_UP_STEPS = 2
 
 
 @dataclasses.dataclass
@@ -63,9 +61,7 @@ class Confidence2025Sampler(Sampler):
             check_mask_ratios(self.schedule, self.steps)
         elif self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}; known: {', '.join(SCHEDULES)}")
-        if self.choice not in CHOICES:
-            raise ValueError(f"choice is {self.choice!r}; known: {', '.join(CHOICES)}")
-        check_choice_temperature(self.choice_temperature, self.steps)
+        check_choice(self)
 
     def known_after(self, tokens: int) -> list[int]:
         """How many of `tokens` are known after each step, given ones included."""
@@ -90,7 +86,7 @@ class Confidence2025Sampler(Sampler):
         known_after, num_codes = state.plan
         probs = logits.softmax(-1)
         drawn = noise.categorical(logits, probs)  # [B, n], known tokens included
-        score = self._score(probs.gather(-1, drawn[..., None])[..., 0], step, noise)
+        score = with_noise(self, probs.gather(-1, drawn[..., None])[..., 0], step, noise)
         score = score.masked_fill(~state.unknown, torch.inf)
         threshold = score.topk(known_after[step]).values[:, -1:]
         chosen = score >= threshold
@@ -101,19 +97,6 @@ class Confidence2025Sampler(Sampler):
         if num_codes is not None:
             unknown |= tokens >= num_codes
         return State(tokens, unknown, guess, state.plan)
-
-    def _score(self, confidence: Tensor, step: int, noise: Noise) -> Tensor:
-        if self.choice == "linear":
-            if isinstance(self.choice_temperature, list):
-                scale = self.choice_temperature[step]
-            else:
-                progress = step / (self.steps - 1) if self.steps > 1 else 1.0
-                scale = self.choice_temperature * (1 - progress)
-            gumbel = noise.gumbel(confidence.shape, confidence.dtype, confidence.device)
-            return torch.log(confidence) + scale * gumbel
-        if self.choice == "random" or (self.choice == "warm_up" and step < _WARM_UP_STEPS):
-            return noise.uniform(confidence.shape, confidence.device)
-        return confidence
 
     def masked_after(self, tokens: int) -> list[float]:
         return [float(tokens - known) for known in self.known_after(tokens)]
