@@ -24,7 +24,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -65,10 +65,10 @@ Call = Callable[[], object]
 
 
 def main() -> None:
-    nets = _choices("nets", GFLOP[256])
-    sizes = [int(size) for size in _choices("sizes", [str(size) for size in GFLOP])]
-    dtypes = _choices("dtypes", DTYPES)
-    batch_sizes = [_positive(text) for text in FLAGS.batch_sizes]
+    nets = choices(FLAGS, "nets", GFLOP[256])
+    sizes = [int(size) for size in choices(FLAGS, "sizes", [str(size) for size in GFLOP])]
+    dtypes = choices(FLAGS, "dtypes", DTYPES)
+    batch_sizes = [positive(text) for text in FLAGS.batch_sizes]
     rates = {dtype: _matrix_rate(DTYPES[dtype]) for dtype in dtypes}
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; matrix product: "
@@ -79,7 +79,7 @@ def main() -> None:
     )
     for size in sizes:
         models = _our_models(size, dtypes)
-        jax_nets = _JaxNets(FLAGS.official, size) if FLAGS.official else None
+        jax_nets = JaxNets(FLAGS.official, size) if FLAGS.official else None
         for net in nets:
             for batch_size in batch_sizes:
                 inputs = _inputs(net, size, batch_size)
@@ -89,27 +89,29 @@ def main() -> None:
                 _print_case(f"{net} {size} px, batch {batch_size}", candidates, work, rates)
 
 
-def _choices(flag: str, accepted) -> list[str]:
-    for value in FLAGS[flag].value:
+def choices(values: flags.FlagValues, flag: str, accepted: Collection[str]) -> list[str]:
+    """The values of a list flag; UsageError unless each is accepted."""
+    for value in values[flag].value:
         if value not in accepted:
             raise cl.UsageError(f"--{flag}: {value!r}; accepted: {', '.join(accepted)}")
-    return FLAGS[flag].value
+    return values[flag].value
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A batch size; UsageError unless it is a positive number."""
     if not text.isdecimal() or int(text) < 1:
         raise cl.UsageError(f"--batch_sizes: {text!r} is not a positive number")
     return int(text)
 
 
-def _config(size: int):
+def config_of(size: int):
     config = maskgit_class_cond_config.get_config()
     config.image_size = size
     return config
 
 
-def _transformer_arguments(size: int) -> dict[str, int]:
-    config = _config(size)
+def transformer_arguments(size: int) -> dict[str, int]:
+    config = config_of(size)
     return {
         "vocab_size": config.vqvae.codebook_size + config.num_class + 1,
         "hidden_size": config.transformer.num_embeds,
@@ -134,8 +136,8 @@ def _inputs(net: str, size: int, batch_size: int) -> torch.Tensor:
 def _our_models(size: int, dtypes: list[str]) -> dict[str, dict[str, torch.nn.Module]]:
     models = {}
     for dtype in dtypes:
-        transformer = Transformer(**_transformer_arguments(size)).to(DTYPES[dtype]).eval()
-        tokenizer = VQVAE(_config(size)).to(DTYPES[dtype]).eval()
+        transformer = Transformer(**transformer_arguments(size)).to(DTYPES[dtype]).eval()
+        tokenizer = VQVAE(config_of(size)).to(DTYPES[dtype]).eval()
         models[dtype] = {"transformer": transformer, "tokenizer": tokenizer}
     return models
 
@@ -163,7 +165,7 @@ def _bind(function: Callable, x: torch.Tensor) -> Call:
     return call
 
 
-class _JaxNets:
+class JaxNets:
     """The official networks with random weights."""
 
     def __init__(self, checkout: str, size: int):
@@ -172,8 +174,8 @@ class _JaxNets:
         from parity import official
 
         code = official.load(checkout)
-        self.transformer = code.transformer(_transformer_arguments(size))
-        self.tokenizer = code.tokenizer(_config(size))
+        self.transformer = code.transformer(transformer_arguments(size))
+        self.tokenizer = code.tokenizer(config_of(size))
         # Small inputs: the weights' shapes do not depend on them.
         ids = jax.numpy.zeros((1, (size // 16) ** 2 + 1), int)
         self.transformer_weights = jax.jit(self.transformer.init)(jax.random.PRNGKey(0), ids)

@@ -38,17 +38,13 @@ Repeat on a machine that does nothing else: a busy core shifts ratios.
 
 import dataclasses
 import gc
-import importlib
 import os
 import random
 import statistics
 import sys
 import time
-import types
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import torch
 from absl import flags
@@ -57,7 +53,7 @@ from torch import nn
 ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [ROOT] + [path for path in sys.path if path != ROOT]  # runs from a plain checkout
 
-from benchmarks import forward  # noqa: E402
+from benchmarks import besnier, forward  # noqa: E402
 from maskgit_pt import VQVAE, Transformer  # noqa: E402
 from maskgit_pt import command_line as cl  # noqa: E402
 from maskgit_pt.pipeline import MaskGIT  # noqa: E402
@@ -96,24 +92,6 @@ flags.DEFINE_integer(
 
 STEPS = {256: 8, 512: 15}
 JAX_NAME = "JAX float32"
-# The tokenizer of the 2023 report: taming-transformers' f16 with 1024 codes.
-BESNIER_TOKENIZER = {
-    "ddconfig": {
-        "double_z": False,
-        "z_channels": 256,
-        "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 128,
-        "ch_mult": [1, 1, 2, 2, 4],
-        "num_res_blocks": 2,
-        "attn_resolutions": [16],
-        "dropout": 0.0,
-    },
-    "lossconfig": None,
-    "n_embed": 1024,
-    "embed_dim": 256,
-}
 
 
 @dataclasses.dataclass
@@ -139,23 +117,23 @@ class Candidate:
 
 def main() -> None:
     device = _device()
-    sizes = [int(size) for size in _choices("sizes", [str(size) for size in STEPS])]
-    dtypes = _choices("dtypes", forward.DTYPES)
-    batch_sizes = [_positive(text) for text in FLAGS.batch_sizes]
+    sizes = [int(size) for size in forward.choices(FLAGS, "sizes", [str(size) for size in STEPS])]
+    dtypes = forward.choices(FLAGS, "dtypes", forward.DTYPES)
+    batch_sizes = [forward.positive(text) for text in FLAGS.batch_sizes]
     if FLAGS.threads:
         torch.set_num_threads(FLAGS.threads)
     rates = {dtype: _matrix_rate(forward.DTYPES[dtype], device) for dtype in dtypes}
     _print_conditions(device, rates)
     for size in sizes:
         jax_sampler = _JaxSampler(FLAGS.official, size) if FLAGS.official else None
-        besnier = _BesnierSampler(FLAGS.besnier, size, device) if FLAGS.besnier else None
+        report = _BesnierSampler(FLAGS.besnier, size, device) if FLAGS.besnier else None
         models = {dtype: _our_model(size, forward.DTYPES[dtype], device) for dtype in dtypes}
         for batch_size in batch_sizes:
             candidates = list(_our_candidates(models, size, batch_size, device))
             if jax_sampler:
                 candidates.insert(0, jax_sampler.candidate(batch_size))
-            if besnier:
-                candidates += besnier.candidates(batch_size)
+            if report:
+                candidates += report.candidates(batch_size)
             _print_case(size, batch_size, candidates, rates, device)
 
 
@@ -165,19 +143,6 @@ def _device() -> torch.device:
     if FLAGS.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device=cuda: PyTorch finds no GPU; accepted here: cpu")
     return torch.device(FLAGS.device)
-
-
-def _choices(flag: str, accepted) -> list[str]:
-    for value in FLAGS[flag].value:
-        if value not in accepted:
-            raise cl.UsageError(f"--{flag}: {value!r}; accepted: {', '.join(accepted)}")
-    return FLAGS[flag].value
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise cl.UsageError(f"--batch_sizes: {text!r} is not a positive number")
-    return int(text)
 
 
 def _steps(size: int) -> int:
@@ -201,8 +166,8 @@ def _gflop(size: int, guidance: float = 0.0) -> float:
 
 
 def _our_model(size: int, dtype: torch.dtype, device: torch.device) -> MaskGIT:
-    transformer = Transformer(**forward._transformer_arguments(size)).to(device, dtype)
-    tokenizer = VQVAE(forward._config(size)).to(device, dtype)
+    transformer = Transformer(**forward.transformer_arguments(size)).to(device, dtype)
+    tokenizer = VQVAE(forward.config_of(size)).to(device, dtype)
     return MaskGIT(transformer, tokenizer).arrange()  # as `MaskGIT.from_pretrained` does
 
 
@@ -255,8 +220,8 @@ class _JaxSampler:
         from parity import official
 
         self.size = size
-        self.config = forward._config(size)
-        self.nets = forward._JaxNets(checkout, size)
+        self.config = forward.config_of(size)
+        self.nets = forward.JaxNets(checkout, size)
         self.decode = official.load(checkout).parallel_decode.decode
         self.function = jax.jit(self._sample)
         self.on_cpu = jax.default_backend() == "cpu"
@@ -301,16 +266,11 @@ class _BesnierSampler:
     """The sampling of the 2023 report's code on its networks with random weights."""
 
     def __init__(self, checkout: str, size: int, device: torch.device):
-        code, tokenizer_code = _import_besnier(Path(checkout))
-        codes, side = BESNIER_TOKENIZER["n_embed"], size // 16
-        sampler = object.__new__(code.MaskGIT)  # its constructor wants data and checkpoints
-        sampler.args = types.SimpleNamespace(device=device, mask_value=codes)
-        sampler.codebook_size, sampler.patch_size = codes, side
-        network = code.MaskTransformer(  # its size "base"
-            img_size=size, codebook_size=codes, f_factor=side, heads=16
-        )
-        sampler.vit = network.to(device)
-        sampler.ae = tokenizer_code.VQModel(**BESNIER_TOKENIZER).to(device).eval()
+        if FLAGS.steps == 1:
+            raise cl.UsageError(
+                "--besnier: its sampling divides by steps - 1; accepted: --steps=2 on"
+            )
+        sampler = besnier.sampler(Path(checkout), size, device)
         self.sampler, self.size, self.device = sampler, size, device
 
     def candidates(self, batch_size: int) -> list[Candidate]:
@@ -330,31 +290,6 @@ class _BesnierSampler:
             )
             for guidance in _guidances()
         ]
-
-
-def _import_besnier(checkout: Path) -> tuple[types.ModuleType, types.ModuleType]:
-    """Its modules Trainer.vit and Network.Taming.models.vqgan, without what sampling does not use."""
-    if not (checkout / "Trainer" / "vit.py").is_file():
-        raise ValueError(
-            f"{checkout}: no checkout of valeoai/Maskgit-pytorch at v1.0: Trainer/vit.py is missing"
-        )
-    if FLAGS.steps == 1:
-        raise cl.UsageError("--besnier: its sampling divides by steps - 1; accepted: --steps=2 on")
-    unused = ("omegaconf", "einops", "requests", "torchvision", "torchvision.utils")
-    stubs = {name: mock.MagicMock() for name in unused}
-    stubs["Trainer.trainer"] = types.SimpleNamespace(Trainer=object)
-    stubs["pytorch_lightning"] = types.SimpleNamespace(LightningModule=nn.Module)
-    # Its way of asking for autocast is an old one, which PyTorch remarks on.
-    warnings.filterwarnings("ignore", message=".*(amp.autocast|GradScaler|CUDA is not available)")
-    with mock.patch.dict(sys.modules, stubs):
-        sys.path.insert(0, str(checkout))
-        try:
-            code = importlib.import_module("Trainer.vit")
-            tokenizer_code = importlib.import_module("Network.Taming.models.vqgan")
-        finally:
-            sys.path.remove(str(checkout))
-    code.tqdm = lambda steps, leave: steps  # no bars between the lines of the table
-    return code, tokenizer_code
 
 
 def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convert.files import dtypes
 from convert.files.tensors import Buffer, Shape
-from convert.tables import IDENTITY, Transform
+from convert.tables import CONV, DENSE, IDENTITY, Transform
 
 Observe = Callable[[str, Tensor], object]
 
@@ -42,6 +42,30 @@ class Row:
 
 
 Rows = dict[str, Row]
+
+
+def norm(foreign: str, official: str, optional: bool = False) -> Rows:
+    """The rows of a norm."""
+    return {
+        f"{foreign}.weight": Row((f"params/{official}/scale",), IDENTITY, optional),
+        f"{foreign}.bias": Row((f"params/{official}/bias",), IDENTITY, optional),
+    }
+
+
+def dense(foreign: str, official: str) -> Rows:
+    """The rows of a dense layer."""
+    return {
+        f"{foreign}.weight": Row((f"params/{official}/kernel",), DENSE),
+        f"{foreign}.bias": Row((f"params/{official}/bias",)),
+    }
+
+
+def conv(foreign: str, official: str, bias: bool = True, optional: bool = False) -> Rows:
+    """The rows of a convolution."""
+    rows = {f"{foreign}.weight": Row((f"params/{official}/kernel",), CONV, optional)}
+    if bias:
+        rows[f"{foreign}.bias"] = Row((f"params/{official}/bias",), IDENTITY, optional)
+    return rows
 
 
 class Outgoing:

@@ -1,12 +1,15 @@
-"""HTML pages that need nothing beside them: templates, and images as text."""
+"""What reports are made of: HTML templates, images as text, and figures."""
 
 import base64
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from maskgit_pt.files import write_atomically
 
 
 def render(
@@ -51,3 +54,36 @@ def image_url(image: Image.Image | np.ndarray) -> str:
     data = io.BytesIO()
     image.save(data, "PNG")
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def panels(count: int, width: float, height: float, margin: float = 0.0) -> tuple[Any, list[Any]]:
+    """A matplotlib figure and its panels, at most three in a row.
+
+    Args:
+      count: of the panels.
+      width, height: of a panel, in inches.
+      margin: height of the figure beyond its panels, for a title and a legend.
+
+    Raises:
+      ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            "matplotlib is not installed; it comes with the extra 'train': pip install 'maskgit_pt[train]'"
+        ) from None
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows + margin), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+def save_figure(figure: Any, path: Path, dpi: int) -> None:
+    """Writes a figure as a PNG file, whole or not at all."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=dpi)
+    write_atomically(path, data.getvalue())

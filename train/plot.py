@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from maskgit_pt import command_line as cl
-from train import expected_curves, settings
+from train import expected_curves, pages, settings
 from train.expected_curves import Band, Expected
 from train.run.metrics import read_metrics
 from train.tasks.token_metrics import PREFIX
@@ -108,29 +108,16 @@ def draw(
     Raises:
       ImportError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(
-            "matplotlib is not installed; it comes with the extra 'train': pip install 'maskgit_pt[train]'"
-        ) from None
     panels = _panels(curves)
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (title, names) in zip(axes, panels.items(), strict=False):
+    figure, axes = pages.panels(len(panels), 5, 3.2)
+    for axis, (title, names) in zip(axes, panels.items(), strict=True):
         for name in names:
             if bands and name in bands:
                 band, label = bands[name], "expected" if len(names) == 1 else None
                 axis.fill_between(band.steps, band.low, band.high, color="0.85", label=label)
         _draw_panel(axis, title, names, curves, smooth)
-    for axis in axes[len(panels) :]:
-        axis.remove()
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(output)
+    pages.save_figure(figure, output, dpi=110)
 
 
 def _panels(curves: dict[str, list[dict[str, float]]]) -> dict[str, list[str]]:

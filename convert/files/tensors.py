@@ -56,10 +56,7 @@ class Buffer:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps PyTorch from sharing out small copies, bound by memory, among threads.
-
-    Waking its team costs more than it brings, the more so while other threads hash.
-    """
+    """Keeps PyTorch on the calling thread: for small work, waking other threads costs more than it brings."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from convert.files.tensors import Shape
-from convert.formats.format import Format, conv, norm, numbers
-from convert.rows import Row, Rows
+from convert.formats.format import Format, numbers
+from convert.rows import Row, Rows, conv, norm
 from convert.tables import IDENTITY
 
 PUBLISHED_SIZES = 5, 2  # levels, blocks

@@ -31,9 +31,8 @@ from convert.files import dtypes, safetensors_file
 from convert.files.tensors import Shape
 from convert.formats.container import Container
 from convert.formats.state_dicts import StateDict
-from convert.rows import Observe, Outgoing, Row, Rows
+from convert.rows import Observe, Outgoing, Rows
 from convert.rules import Piece, abbreviate
-from convert.tables import CONV, DENSE, IDENTITY
 from maskgit_pt.pretrained import ABOUT
 
 _MAX_SPREAD = 64  # times the file: slices of fused tensors have gaps
@@ -369,30 +368,6 @@ def _spanned(tensor: Tensor) -> int:
 def own_rows(model_type: str, config: dict) -> Rows:
     """The rows of a model that has the project's names in `maskgit_pt` too, and of any PyTorch model."""
     return rules.model_rows(model_type, config)
-
-
-def norm(foreign: str, official: str, optional: bool = False) -> Rows:
-    """The rows of a norm."""
-    return {
-        f"{foreign}.weight": Row((f"params/{official}/scale",), IDENTITY, optional),
-        f"{foreign}.bias": Row((f"params/{official}/bias",), IDENTITY, optional),
-    }
-
-
-def dense(foreign: str, official: str) -> Rows:
-    """The rows of a dense layer."""
-    return {
-        f"{foreign}.weight": Row((f"params/{official}/kernel",), DENSE),
-        f"{foreign}.bias": Row((f"params/{official}/bias",)),
-    }
-
-
-def conv(foreign: str, official: str, bias: bool = True, optional: bool = False) -> Rows:
-    """The rows of a convolution."""
-    rows = {f"{foreign}.weight": Row((f"params/{official}/kernel",), CONV, optional)}
-    if bias:
-        rows[f"{foreign}.bias"] = Row((f"params/{official}/bias",), IDENTITY, optional)
-    return rows
 
 
 def numbers(pattern: re.Pattern, names: Iterable[str]) -> list[int]:

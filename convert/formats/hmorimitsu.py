@@ -13,8 +13,8 @@ from convert import rules, signatures
 from convert.checkpoint import Given
 from convert.files.tensors import Shape
 from convert.formats._tokenizer_names import PUBLISHED_SIZES, TokenizerNames
-from convert.formats.format import Format, dense, norm, numbers
-from convert.rows import Row, Rows
+from convert.formats.format import Format, numbers
+from convert.rows import Row, Rows, dense, norm
 from convert.tables import OUT_KERNEL, QKV_BIAS, QKV_KERNEL
 
 _TOKENIZER = TokenizerNames(

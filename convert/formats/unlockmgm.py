@@ -17,9 +17,9 @@ from convert import infer
 from convert.checkpoint import Checkpoint, Given
 from convert.files.tensors import Shape, rows_that_differ
 from convert.formats.container import Container, config_beside
-from convert.formats.format import Format, dense, norm, numbers
+from convert.formats.format import Format, numbers
 from convert.formats.state_dicts import StateDict
-from convert.rows import Row, Rows
+from convert.rows import Row, Rows, dense, norm
 from convert.tables import OUT_KERNEL, QKV_BIAS, QKV_KERNEL
 from maskgit_pt.pretrained import CONFIG_NAME
 

@@ -1,8 +1,7 @@
 """JAX's random streams in PyTorch: the same keys give the same bits, uniforms and Gumbel noise.
 
-Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key
-of two 32-bit words and a counter of two 32-bit words into two random words. JAX counts in two ways,
-chosen by its switch `jax_threefry_partitionable`:
+Threefry (`threefry.py`) turns a key of two 32-bit words and a counter of two 32-bit words into two random
+words. JAX counts in two ways, chosen by its switch `jax_threefry_partitionable`:
 
 - original (False; the default while MaskGIT's code was written): n draws count 0..n-1, padded by
   one 0 if n is odd. The first half of the counts are the first words, the second half the second
@@ -14,7 +13,7 @@ What is equal to JAX (checked against jax 0.10.2 on a CPU with fused multiply-ad
 
 - keys, splits, folds, bits, float32 uniforms: bit for bit, on every device.
 - float32 Gumbel noise: bit for bit equal to JAX **on a CPU**, for each of the 2**23 values that a
-  float32 uniform takes, because `_xla_log_` repeats the steps of XLA's CPU logarithm; `torch.log`
+  float32 uniform takes, because `xla_math` repeats the steps of XLA's CPU logarithm; `torch.log`
   gives another last bit for 23 % of them. Other devices take the same steps (tried on CPUs only),
   except Apple's MPS where multiply-add is not fused (then `torch.log`). JAX's own GPU and TPU
   backends have other logarithms and differ from its CPU backend in last bits.
@@ -26,7 +25,6 @@ values, which Inductor fuses. Both give the same values. Operations on keys are 
 keys on the CPU and let the draws move them (`device=`).
 """
 
-import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +35,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from maskgit_pt.libml import threefry, xla_math
+from maskgit_pt.libml.threefry import WORD
+
 Device = torch.device | str | None  # where a draw is made; None: where the key is
 
-_WORD = 0xFFFFFFFF  # the largest 32-bit word
 _FEW = 8  # keys that are split in plain integers
-_PARITY = 0x1BD11BDA  # the constant of Threefry's key schedule
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 # Elements of a chunk on a CPU. Operations on at most 2**15 elements stay on the calling thread; the
 # arrays at work then fit a second-level cache. Threads meet after every operation: four or more pay
 # for that, two gain little and lose a hundredfold when another process holds one of the cores.
@@ -75,7 +73,7 @@ class Key:
         if array.shape[-1:] != (2,) or array.dtype.kind not in "iu":
             found = f"shape {array.shape}, dtype {array.dtype}"
             raise ValueError(f"key words: found {found}; need integers of shape [..., 2]")
-        if array.size and (array.min() < 0 or array.max() > _WORD):
+        if array.size and (array.min() < 0 or array.max() > WORD):
             raise ValueError(f"key words {array.ravel().tolist()[:8]}: each must be in [0, 2**32)")
         return cls(torch.from_numpy(array.astype(np.int64)), partitionable)
 
@@ -122,8 +120,8 @@ def PRNGKey(seed: int, partitionable: bool = False) -> Key:  # noqa: N802 (JAX's
     seed = operator.index(seed)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed {seed}: need an integer in [-2**63, 2**63)")
-    high = 0 if -(2**31) <= seed < 2**32 else seed >> 32 & _WORD
-    return Key(torch.tensor([high, seed & _WORD]), partitionable)
+    high = 0 if -(2**31) <= seed < 2**32 else seed >> 32 & WORD
+    return Key(torch.tensor([high, seed & WORD]), partitionable)
 
 
 def split(key: Key, num: int = 2) -> Key:
@@ -131,12 +129,12 @@ def split(key: Key, num: int = 2) -> Key:
     num = _size(key, (num,), words=2)
     if 0 < num <= _FEW and key.data.device.type == "cpu" and not torch.compiler.is_compiling():
         return Key(torch.tensor(_split_on_host(key, num)), key.partitionable)
-    first, second = _threefry(_words_of(key), *_counters(key, 0, num, 2 * num))
+    first, second = threefry.blocks(_words_of(key), *_counters(key, 0, num, 2 * num))
     if key.partitionable:
         pairs = torch.stack([first, second], dim=-1)
     else:
         pairs = torch.cat([first, second]).reshape(num, 2)
-    return Key(pairs.to(torch.int64) & _WORD, key.partitionable)
+    return Key(pairs.to(torch.int64) & WORD, key.partitionable)
 
 
 def _split_on_host(key: Key, num: int) -> list[list[int]]:
@@ -145,8 +143,8 @@ def _split_on_host(key: Key, num: int) -> list[list[int]]:
         raise ValueError(f"key data of shape {list(key.data.shape)}: need one key, shape [2]")
     k0, k1 = key.data.tolist()
     if key.partitionable:
-        return [list(_threefry_of_integers(k0, k1, 0, i)) for i in range(num)]
-    pairs = [_threefry_of_integers(k0, k1, i, i + num) for i in range(num)]
+        return [list(threefry.block_of_integers(k0, k1, 0, i)) for i in range(num)]
+    pairs = [threefry.block_of_integers(k0, k1, i, i + num) for i in range(num)]
     words = [first for first, _ in pairs] + [second for _, second in pairs]
     return [words[i : i + 2] for i in range(0, 2 * num, 2)]
 
@@ -156,21 +154,21 @@ def fold_in(key: Key, data: int) -> Key:
 
     Raises ValueError for a number outside that range (JAX: OverflowError).
     """
-    if not 0 <= data <= _WORD:
+    if not 0 <= data <= WORD:
         raise ValueError(f"fold_in of {data}: need an integer in [0, 2**32)")
     count = torch.full((1,), data, dtype=torch.int64, device=key.data.device).to(torch.int32)
-    words = torch.cat(_threefry(_words_of(key), torch.zeros_like(count), count))
-    return Key(words.to(torch.int64) & _WORD, key.partitionable)
+    words = torch.cat(threefry.blocks(_words_of(key), torch.zeros_like(count), count))
+    return Key(words.to(torch.int64) & WORD, key.partitionable)
 
 
 def fold_in_each(key: Key, data: Sequence[int]) -> Key:
     """`fold_in(key, number)` for each of several numbers at once: data [len(data), 2]."""
-    wrong = [number for number in data if not 0 <= number <= _WORD]
+    wrong = [number for number in data if not 0 <= number <= WORD]
     if wrong:
         raise ValueError(f"fold_in of {wrong[0]}: need an integer in [0, 2**32)")
     count = torch.tensor(list(data), dtype=torch.int64, device=key.data.device).to(torch.int32)
-    words = torch.stack(_threefry(_words_of(key), torch.zeros_like(count), count), -1)
-    return Key(words.to(torch.int64) & _WORD, key.partitionable)
+    words = torch.stack(threefry.blocks(_words_of(key), torch.zeros_like(count), count), -1)
+    return Key(words.to(torch.int64) & WORD, key.partitionable)
 
 
 def random_bits(
@@ -181,7 +179,7 @@ def random_bits(
         return _bits64(key, shape, device)
     if bit_width != 32:
         raise ValueError(f"bit_width {bit_width}: need 32 or 64")
-    return _draw(key, shape, torch.int64, lambda words: words.to(torch.int64) & _WORD, device)
+    return _draw(key, shape, torch.int64, lambda words: words.to(torch.int64) & WORD, device)
 
 
 def uniform(
@@ -202,11 +200,11 @@ def uniform(
     if dtype == torch.float64:
         unit = _unit64(_bits64(key, shape, device))
         return (unit * (maxval - minval) + minval).clamp_min_(minval)
-    low = _f32(minval)
-    width = _f32(_f32(maxval) - low)
+    low = xla_math.float32(minval)
+    width = xla_math.float32(xla_math.float32(maxval) - low)
 
     def scaled(words: Tensor) -> Tensor:
-        return _fma(_unit32(words), width, low).clamp_min_(low)
+        return xla_math.fma(_unit32(words), width, low).clamp_min_(low)
 
     return _draw(key, shape, dtype, _unit32 if (low, width) == (0, 1) else scaled, device)
 
@@ -245,7 +243,7 @@ def uniform_stream(keys: Key, start: int, stop: int, device: Device = None) -> T
 def stream_at(data: Tensor, index: Tensor) -> Tensor:
     """`uniform_stream` of key words int32 [B, 2] at positions int64 [n]: float32 [B, n]."""
     counters = (index >> 32).to(torch.int32), index.to(torch.int32)
-    first, second = _threefry((data[:, :1], data[:, 1:]), *counters)
+    first, second = threefry.blocks((data[:, :1], data[:, 1:]), *counters)
     return _unit32(first ^ second)
 
 
@@ -264,40 +262,7 @@ def categorical(key: Key, logits: Tensor) -> Tensor:
     return torch.argmax(noise + logits, dim=-1)
 
 
-# Threefry -----------------------------------------------------------------------------------------
-
-
-def _threefry(key_words: tuple[Tensor, Tensor], x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-    """20 rounds of Threefry-2x32 on int32 words that wrap; every tensor is int32, keys are 0-d.
-
-    A left rotation is x * 2**r + (x >>> 32 - r): torch has no unsigned shift (hence the mask), and
-    one multiply-add is cheaper than a shift and an or.
-    """
-    k0, k1 = key_words
-    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x0 = x0 + k0
-    x1 = x1 + k1
-    for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x0 += x1
-            wrapped = (x1 >> (32 - rotation)).bitwise_and_((1 << rotation) - 1)
-            x1 = wrapped.add_(x1, alpha=1 << rotation).bitwise_xor_(x0)
-        x0 += schedule[(group + 1) % 3]
-        x1 += schedule[(group + 2) % 3] + (group + 1)
-    return x0, x1
-
-
-def _threefry_of_integers(k0: int, k1: int, x0: int, x1: int) -> tuple[int, int]:
-    """`_threefry` of one block."""
-    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x0, x1 = x0 + k0 & _WORD, x1 + k1 & _WORD
-    for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x0 = x0 + x1 & _WORD
-            x1 = (x1 << rotation & _WORD | x1 >> 32 - rotation) ^ x0
-        x0 = x0 + schedule[(group + 1) % 3] & _WORD
-        x1 = x1 + schedule[(group + 2) % 3] + group + 1 & _WORD
-    return x0, x1
+# Words --------------------------------------------------------------------------------------------
 
 
 def _words_of(key: Key, device: Device = None) -> tuple[Tensor, Tensor]:
@@ -339,7 +304,7 @@ def _draw(
     words = _words_of(key, device)
     blocks = size if key.partitionable else (size + 1) // 2
     if torch.compiler.is_compiling() or device.type != "cpu":
-        first, second = _threefry(words, *_counters(key, 0, blocks, size, device))
+        first, second = threefry.blocks(words, *_counters(key, 0, blocks, size, device))
         draws = first ^ second if key.partitionable else torch.cat([first, second])[:size]
         return function(draws).reshape(shape)
     out = torch.empty(size, dtype=dtype, device=device)
@@ -347,7 +312,7 @@ def _draw(
     chunk = _CHUNK_PER_THREAD * threads if threads >= 4 else _SERIAL_CHUNK
     for start in range(0, blocks, chunk):
         stop = min(start + chunk, blocks)
-        first, second = _threefry(words, *_counters(key, start, stop, size))
+        first, second = threefry.blocks(words, *_counters(key, start, stop, size))
         if key.partitionable:
             out[start:stop] = function(first ^ second)
         else:
@@ -362,8 +327,8 @@ def _bits64(key: Key, shape: Sequence[int], device: Device) -> Tensor:
     size = _size(key, shape, words=2)
     device = key.data.device if device is None else device
     counters = _counters(key, 0, size, 2 * size, device)
-    high, low = _threefry(_words_of(key, device), *counters)
-    bits = high.to(torch.int64) << 32 | low.to(torch.int64) & _WORD
+    high, low = threefry.blocks(_words_of(key, device), *counters)
+    bits = high.to(torch.int64) << 32 | low.to(torch.int64) & WORD
     return bits.reshape(shape)
 
 
@@ -372,16 +337,12 @@ def _size(key: Key, shape: Sequence[int], words: int = 1) -> int:
     if any(length < 0 for length in shape):
         raise ValueError(f"shape {tuple(shape)}: lengths must be at least 0")
     size = math.prod(shape)
-    if not key.partitionable and words * size >= _WORD:  # JAX goes on with further keys from here
+    if not key.partitionable and words * size >= WORD:  # JAX goes on with further keys from here
         raise ValueError(f"shape {tuple(shape)}: the original layout has less than 2**32 - 1 draws")
     return size
 
 
 # Floating point -----------------------------------------------------------------------------------
-
-
-def _f32(value: float) -> float:
-    return float(np.float32(value))
 
 
 def _check_float(dtype: torch.dtype) -> None:
@@ -401,73 +362,4 @@ def _unit64(bits: Tensor) -> Tensor:
 
 def _gumbel_of_words(words: Tensor) -> Tensor:
     u = _unit32(words).clamp_min_(torch.finfo(torch.float32).tiny)
-    return _xla_log_(_xla_log_(u).neg_()).neg_()
-
-
-# Natural logarithm of the Cephes library (logf; Moshier): coefficients of the polynomial in
-# t = mantissa - 1, and log(2) in two parts, of which the high one has few bits.
-_LOG_T8_TO_T6 = tuple(map(_f32, (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1)))
-_LOG_T5_TO_T3 = tuple(map(_f32, (-1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1)))
-_LOG_T2_TO_T0 = tuple(map(_f32, (2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)))
-_LOG2_LOW = _f32(-2.12194440e-4)
-_LOG2_HIGH = 0.693359375
-_SQRT_HALF_BITS = 0x3F3504F3  # float32 0.70710678
-_MANTISSA_BITS = 23
-
-
-def _xla_log_(x: Tensor) -> Tensor:
-    """log(x), x positive normal float32 and overwritten, rounded as XLA's CPU backend does.
-
-    x = 2**e * (1 + t) with 1 + t in [sqrt(1/2), sqrt(2)). XLA evaluates Cephes' polynomial as three
-    quadratic ones in t joined by powers of t**3, all with fused multiply-add. (Products with 1/2
-    and with the high part of log(2) are exact, so that it does not matter whether they are fused.)
-    """
-    if x.device.type == "mps" and (torch.compiler.is_compiling() or not _fuses(x.device)):
-        return torch.log(x)  # no float64 there to emulate the fused operation with
-    bits = x.view(torch.int32)
-    exponent = (bits - _SQRT_HALF_BITS).bitwise_right_shift_(_MANTISSA_BITS)
-    bits.sub_(exponent, alpha=1 << _MANTISSA_BITS)
-    t = x.sub_(1)  # x is now its own mantissa
-    e = exponent.to(torch.float32)
-    t2 = t * t
-    t3 = t2 * t
-    y = _quadratic(t, *_LOG_T8_TO_T6)
-    y = _fma(y, t3, _quadratic(t, *_LOG_T5_TO_T3))
-    y = _fma(y, t3, _quadratic(t, *_LOG_T2_TO_T0))
-    y = _fma(y, t3, e * _LOG2_LOW)
-    return t.sub_(t2, alpha=0.5).add_(y).add_(e, alpha=_LOG2_HIGH)
-
-
-def _quadratic(t: Tensor, a: float, b: float, c: float) -> Tensor:
-    return _fma(_fma(t, a, b), t, c)
-
-
-def _fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
-    """a * b + c in float32, rounded once; floats must be float32 numbers. May overwrite a.
-
-    Where torch's own operations do not fuse, and in traces (whose compiler decides), float64 does
-    it: the product is exact there and the sum nearly so. For all that `gumbel` meets it is equal.
-    """
-    if torch.compiler.is_compiling() or not _fuses(a.device):
-        b, c = (v.to(torch.float64) if isinstance(v, Tensor) else v for v in (b, c))
-        return (a.to(torch.float64) * b + c).to(torch.float32)
-    return _fused(a, b, c)
-
-
-def _fused(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
-    """Overwrites a if b is a tensor: in the cache, memory counts more than arithmetic."""
-    if not isinstance(c, Tensor):
-        c = torch.full((), c, dtype=torch.float32, device=a.device)
-    if isinstance(b, Tensor):
-        return torch.addcmul(c, a, b, out=a)
-    return torch.add(c, a, alpha=b)  # two 0-d operands of addcmul would leave its vector loop
-
-
-@functools.cache
-def _fuses(device: torch.device) -> bool:
-    """Whether `_fused` rounds once on this device, tried in vector loops and their remainders."""
-    a = 1 + 2.0**-12
-    c = -(1 + 2.0**-11)  # a * a = 1 + 2**-11 + 2**-24, whose last bit a rounded product loses
-    full = functools.partial(torch.full, (211,), dtype=torch.float32, device=device)
-    tries = [_fused(full(a), b, z) for b in (a, full(a)) for z in (c, full(c))]
-    return all(bool((y == 2.0**-24).all()) for y in tries)
+    return xla_math.log_(xla_math.log_(u).neg_()).neg_()

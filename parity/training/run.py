@@ -1,12 +1,9 @@
-"""What both sides of a training comparison share: the result of a run, and a process to run in."""
+"""What both sides of a training comparison share: the result of a run, and its tensors as arrays."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 
@@ -31,17 +28,6 @@ class Run:
     averages: dict[str, dict[str, np.ndarray]]
     indices: np.ndarray | None = None
     gap: float = np.inf
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: for networks this small, threads that wait for each other cost more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def arrays(model: nn.Module) -> dict[str, np.ndarray]:

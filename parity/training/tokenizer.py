@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convert import rules
+from convert.files.tensors import one_thread
 from maskgit_pt.launch import Processes
 from maskgit_pt.libml.jax_random import Key
 from parity import weights
 from parity.jax_code import JaxCode, jit
 from parity.layers import nhwc
 from parity.training import optax_side
-from parity.training.run import Run, arrays, curves, gradients, one_thread
+from parity.training.run import Run, arrays, curves, gradients
 from train.configs import tokenizer_defaults
 from train.tasks import perceptual
 from train.tasks.autoencoding import DISCRIMINATOR, TOKENIZER, Autoencoding, temperature

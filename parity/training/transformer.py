@@ -9,12 +9,13 @@ import numpy as np
 import optax
 
 from convert import rules
+from convert.files.tensors import one_thread
 from maskgit_pt.launch import Processes
 from parity import weights
 from parity.jax_code import jit
 from parity.pairs import TransformerPair
 from parity.training import optax_side
-from parity.training.run import Run, arrays, curves, gradients, one_thread
+from parity.training.run import Run, arrays, curves, gradients
 from train.configs import defaults
 from train.data.tokens import ShardWriter
 from train.tasks.masked_tokens import NAME, MaskedTokens

@@ -12,7 +12,7 @@ from gpu_tools import FULL, TOY, Figures, Report, no_waiting
 from gpu_worker import Worker
 
 from maskgit_pt import samplers
-from maskgit_pt.libml import jax_random
+from maskgit_pt.libml import xla_math
 
 # Under torchrun the tests of the training loop start the same commands.
 SLOW = pytest.param("torchrun", marks=pytest.mark.slow)
@@ -31,7 +31,7 @@ def test_part_on_the_cpu(name):
 )
 def test_no_sampler_waits(names, monkeypatch):
     """On a device whose numbers nobody can read."""
-    monkeypatch.setattr(jax_random, "_fuses", lambda _: False)  # tried once for each device
+    monkeypatch.setattr(xla_math, "_fuses", lambda _: False)  # tried once for each device
     chosen = {name: samplers.SAMPLERS[name] for name in names}
     monkeypatch.setattr(samplers, "SAMPLERS", chosen)
     report = run_part("loops without waiting", "meta", TOY)

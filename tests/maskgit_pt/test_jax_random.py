@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskgit_pt.libml import jax_random
+from maskgit_pt.libml import jax_random, xla_math
 from maskgit_pt.libml.jax_random import Key, PRNGKey
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "official"
@@ -163,7 +163,7 @@ def all_uniforms(step: int) -> torch.Tensor:
 
 
 def our_noise(u: torch.Tensor) -> torch.Tensor:
-    return jax_random._xla_log_(jax_random._xla_log_(u.clone()).neg_()).neg_()
+    return xla_math.log_(xla_math.log_(u.clone()).neg_()).neg_()
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
@@ -171,7 +171,7 @@ def our_noise(u: torch.Tensor) -> torch.Tensor:
 def test_logarithm_equals_xla(jax, monkeypatch, step, fused):
     """Over the values a uniform takes; also without fused operations in torch (emulated then)."""
     if not fused:
-        monkeypatch.setattr(jax_random, "_fuses", lambda device: False)
+        monkeypatch.setattr(xla_math, "_fuses", lambda device: False)
     u = all_uniforms(step)
     theirs = jax.jit(lambda u: -jax.numpy.log(-jax.numpy.log(u)))(u.numpy())
     equal(our_noise(u), theirs)
@@ -187,13 +187,13 @@ def test_logarithm_of_torch_is_another():
 
 def test_fused_and_emulated_arithmetic_agree(monkeypatch):
     """For every length of vector and remainder, and for strided operands."""
-    assert jax_random._fuses(torch.device("cpu")) in (True, False)
+    assert xla_math._fuses(torch.device("cpu")) in (True, False)
     u = all_uniforms(1009)
     expected = our_noise(u)
     for size in range(1, 200):
         equal(our_noise(u[size : 2 * size]), expected[size : 2 * size].numpy(), f"{size}")
     equal(our_noise(u[::3]), expected[::3].numpy())
-    monkeypatch.setattr(jax_random, "_fuses", lambda device: False)
+    monkeypatch.setattr(xla_math, "_fuses", lambda device: False)
     equal(our_noise(u), expected.numpy())
 
 
@@ -215,7 +215,7 @@ def test_chunks_equal_whole_tensors(monkeypatch, partitionable, threads):
 def test_default_dtype_does_not_matter():
     expected = jax_random.gumbel(PRNGKey(3), (1001,))
     torch.set_default_dtype(torch.float64)
-    jax_random._fuses.cache_clear()
+    xla_math._fuses.cache_clear()
     try:
         equal(jax_random.gumbel(PRNGKey(3), (1001,)), expected.numpy())
     finally:

@@ -5,6 +5,7 @@ from training import make_shards, tiny_config
 
 from maskgit_pt.launch import Processes
 from train.data import batches as data
+from train.data import loading
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,8 @@ def test_processes_share_the_same_global_batches(tokens, world_size):
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_workers_change_nothing(tokens, workers):
-    found = list(data.load(batches(tokens), 9, 15, workers))
-    wanted = list(data.load(batches(tokens), 9, 15, 0))
+    found = list(loading.load(batches(tokens), 9, 15, workers))
+    wanted = list(loading.load(batches(tokens), 9, 15, 0))
     assert len(found) == 6 and all(map(same, found, wanted))
 
 

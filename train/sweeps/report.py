@@ -11,6 +11,7 @@ import numpy as np
 
 from maskgit_pt.decoding import resolve
 from maskgit_pt.files import write_atomically
+from train import pages
 from train.evaluation.report import column_title, markdown, metric_name, protocol_text, value_text
 from train.evaluation.samples import METRICS
 from train.sweeps import findings
@@ -256,24 +257,12 @@ def draw(sweep: Sweep, path: Path) -> None:
     Raises:
       ImportError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(
-            "matplotlib is not installed; it comes with the extra 'train': pip install 'maskgit_pt[train]'"
-        ) from None
     seeds, sweep = sweep.seeds, sweep.over_seeds()
     metrics = sweep.metrics
-    columns = min(3, len(metrics))
-    lines = -(-len(metrics) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * lines + 0.8), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis, metric in zip(axes, metrics, strict=False):
-        _draw_panel(axis, sweep, metric)
-    for axis in axes[len(metrics) :]:
-        axis.remove()
+    figure, axes = pages.panels(len(metrics), 4.6, 3.4, margin=0.8)
     handles = {}
-    for axis in axes[: len(metrics)]:
+    for axis, metric in zip(axes, metrics, strict=True):
+        _draw_panel(axis, sweep, metric)
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     handles = dict(sorted(handles.items(), key=lambda item: item[0].startswith("published")))
@@ -289,9 +278,7 @@ def draw(sweep: Sweep, path: Path) -> None:
     about += "" if sweep.comparable else " (not FID)"
     about += f", mean and deviation of {seeds} seeds" if seeds > 1 else ""
     figure.suptitle(f"{_capital(sweep.title)}\n{about}", fontsize="medium")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    write_atomically(path, data.getvalue())
+    pages.save_figure(figure, path, dpi=120)
 
 
 def _capital(text: str) -> str:

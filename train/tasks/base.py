@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskgit_pt.launch import Processes
 from train.data import batches as data
+from train.data import loading
 from train.run.metrics import Metrics
 from train.run.state import TrainState
 from train.tasks import one_pass, optimizers
@@ -69,7 +70,7 @@ class Task(abc.ABC):
     def load(self, first_step: int, last_step: int) -> Iterator[dict[str, Tensor]]:
         """This process's batches of the steps first_step ... last_step - 1."""
         pin = self.processes.device.type == "cuda"
-        return data.load(self.batches, first_step, last_step, self.config.data.num_workers, pin)
+        return loading.load(self.batches, first_step, last_step, self.config.data.num_workers, pin)
 
     def about_batch(self, step: int) -> dict[str, list[int]]:
         """Which images the global batch of a step holds."""
