@@ -144,24 +144,11 @@ def convert(
     """
     started = time.perf_counter()
     input, output = Path(input), Path(output)
-    if to not in formats.BY_NAME:
-        raise ValueError(f"cannot write {to!r}; accepted: {', '.join(formats.BY_NAME)}")
-    writer = formats.BY_NAME[to]
-    if dtype is not None and dtype not in writer.DTYPES:
-        accepted = ", ".join(writer.DTYPES)
-        raise ValueError(f"cannot convert to {dtype!r}; accepted: {accepted}")
-    if safetensors and "safetensors" not in writer.PACKINGS[1:]:
-        raise ValueError(f"{to} has one layout; --safetensors is for other projects' formats")
-    given = Given(num_heads, num_codes, weights)
+    writer = _writer(to, dtype, safetensors)
     found = recognise(input, weights)
-    source = found.open(given)
-    if pixels is not None:
-        infer.note_pixels(source.model_type, source.config, input.name, pixels)
-    if source.model_type not in writer.MODEL_TYPES:
-        source = source.frozen_part() or source
-    if gelu is not None:
-        infer.note_gelu(source.model_type, source.config, gelu)
-        source.notes = [note for note in source.notes if note != infer.GELU_NOTE]
+    source = _told(
+        found.open(Given(num_heads, num_codes, weights)), writer, input.name, pixels, gelu
+    )
     check_output(output, writer.IS_FOLDER, overwrite, not writer.WHOLE_FOLDER)
     if not writer.READS:
         writer.rows_to_write(source.model_type, source.config)
@@ -209,6 +196,33 @@ def convert(
         warnings=(*source.notes, *writer.marks(source), *observer.warnings()),
         seconds=time.perf_counter() - started,
     )
+
+
+def _writer(to: str, dtype: str | None, safetensors: bool) -> Format:
+    """The format to write; ValueError: it is unknown, or cannot be written so."""
+    if to not in formats.BY_NAME:
+        raise ValueError(f"cannot write {to!r}; accepted: {', '.join(formats.BY_NAME)}")
+    writer = formats.BY_NAME[to]
+    if dtype is not None and dtype not in writer.DTYPES:
+        accepted = ", ".join(writer.DTYPES)
+        raise ValueError(f"cannot convert to {dtype!r}; accepted: {accepted}")
+    if safetensors and "safetensors" not in writer.PACKINGS[1:]:
+        raise ValueError(f"{to} has one layout; --safetensors is for other projects' formats")
+    return writer
+
+
+def _told(
+    source: Checkpoint, writer: Format, name: str, pixels: int | None, gelu: str | None
+) -> Checkpoint:
+    """What is written of a file: the part that the format can hold, with what the caller knows of it."""
+    if pixels is not None:
+        infer.note_pixels(source.model_type, source.config, name, pixels)
+    if source.model_type not in writer.MODEL_TYPES:
+        source = source.frozen_part() or source
+    if gelu is not None:
+        infer.note_gelu(source.model_type, source.config, gelu)
+        source.notes = [note for note in source.notes if note != infer.GELU_NOTE]
+    return source
 
 
 class _Observer:

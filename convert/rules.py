@@ -31,6 +31,7 @@ from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
 from maskgit_pt.pretrained import PretrainedMixin, without_values
 
+# By the `model_type` of their config.json.
 MODEL_CLASSES = {
     "maskgit_transformer": Transformer,
     "maskgit_vqvae": VQVAE,
@@ -41,7 +42,7 @@ MODEL_CLASSES = {
     "llamagen_vq": LlamaGenVQ,
     "mage": Mage,
     "self_guided_transformer": SelfGuidedTransformer,
-}  # by the `model_type` of their config.json
+}
 # Models that hold another one, frozen: what is within it, and settings that only the whole has.
 _FROZEN_PARTS = {
     "self_guided_transformer": ("maskgit_transformer", ("num_classes", "tg_factor", "gelu"))

@@ -136,9 +136,8 @@ class NetworkPair:
         options = {"mode": mode, "dynamic": False}
         self._code_logits = torch.compile(self.transformer.code_logits, **options)
         self._decode = torch.compile(self.tokenizer.decode_from_indices, **options)
-        if (
-            self.device.type == "cuda"
-        ):  # there norms and activations leave the convolutions' memory order
+        # Only on a GPU do norms and activations leave the convolutions' memory order.
+        if self.device.type == "cuda":
             self._encode_to_indices = torch.compile(self.tokenizer.encode_to_indices, **options)
         self._static = True
         return self

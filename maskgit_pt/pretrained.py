@@ -276,9 +276,8 @@ def read_config(path: Path) -> dict:
             f"{path}: missing; a model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
         )
     try:
-        config = json.loads(
-            path.read_text(encoding="utf-8-sig")
-        )  # with or without a mark of its byte order
+        # With or without a mark of its byte order.
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict):

@@ -244,9 +244,8 @@ def _check_same(folder: Path, names: list[str], settings: dict[str, Any]) -> Non
             f"{folder} holds {foreign[0]} and does not say that this program made it; choose another "
             "--output, or --overwrite"
         )
-    for name in (
-        sorted(found.keys() | wanted.keys()) if held else ()
-    ):  # without samples nothing is lost
+    # Without samples nothing is lost.
+    for name in sorted(found.keys() | wanted.keys()) if held else ():
         if found.get(name) != wanted.get(name):
             raise ValueError(
                 f"{folder} holds samples made with other settings: {name} is {found.get(name)!r} there and "

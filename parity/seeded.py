@@ -11,10 +11,7 @@ import zlib
 import numpy as np
 
 LOGIT_STD = 10.0
-MODEL_TYPES = {
-    "transformer": "maskgit_transformer",
-    "tokenizer": "maskgit_vqvae",
-}  # of the two networks
+MODEL_TYPES = {"transformer": "maskgit_transformer", "tokenizer": "maskgit_vqvae"}
 
 
 def draw(model_type: str, shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

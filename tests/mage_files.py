@@ -4,10 +4,13 @@ import functools
 import io
 import json
 import lzma
+import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from recorded import GOLDEN
+from torch import Tensor
 
 from maskgit_pt.nets.mage import Mage
 
@@ -58,6 +61,35 @@ def model(dtype: torch.dtype = torch.float32) -> Mage:
     theirs = published()
     net.load_state_dict({row.officials[0]: theirs[name] for name, row in rows.items()})
     return net.to(dtype).eval()
+
+
+def choose_masked(noise: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """Which tokens are masked, and which of them the encoder does not see.
+
+    Args:
+      noise: uniform [B, n]; of equal numbers the first counts as less.
+      ratio: of the masked tokens, 0.5 to 1; the same for the whole batch.
+
+    Returns:
+      masked, dropped: bool [B, n]; ceil(n ratio) and ceil(n / 2) in every row, those of least noise.
+    """
+    n = noise.shape[1]
+    rank = noise.argsort(dim=-1, stable=True).argsort(-1)
+    return rank < math.ceil(n * ratio), rank < math.ceil(n * 0.5)
+
+
+def masked_loss(logits: Tensor, codes: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over the codes with label smoothing .1.
+
+    Args:
+      logits: [B, n, K].
+      codes, masked: int64 and bool [B, n].
+
+    Returns:
+      The mean over all masked tokens of the batch, and the loss of every token [B, n].
+    """
+    losses = F.cross_entropy(logits.mT, codes, reduction="none", label_smoothing=0.1)
+    return (losses * masked).sum() / masked.sum(), losses
 
 
 def near(ours, theirs, f64: bool) -> None:

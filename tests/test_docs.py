@@ -24,12 +24,8 @@ from train import settings
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = ["README.md", "convert.md", "generating.md", "editing.md"]  # whose commands and code run
-NEEDS_MORE = (
-    "maskgit-parity",
-    "maskgit-digits",
-    "maskgit-demo",
-    "maskgit-train",
-)  # have tests of their own
+# They have tests of their own.
+NEEDS_MORE = ("maskgit-parity", "maskgit-digits", "maskgit-demo", "maskgit-train")
 
 
 def programs() -> dict[str, str]:

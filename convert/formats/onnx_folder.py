@@ -16,9 +16,8 @@ _REFUSED = {
     # Of it the frozen part is written: `Checkpoint.frozen_part`.
     SelfGuidedTransformer: "its second pass is fed by its sampler, step by step",
 }
-_WHERE_CODES = (
-    "maskgit_transformer",
-)  # models that do not know how many codes their tokenizer has
+# Models that do not know how many codes their tokenizer has.
+_WHERE_CODES = ("maskgit_transformer",)
 _BOUND = 2e-5  # of the numbers' size, but of 10 at least: float32
 _BOUNDS_REDUCED = {
     "float16": 0.05,

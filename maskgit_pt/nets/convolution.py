@@ -88,9 +88,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), how, needed = ctx.saved_tensors, ctx.how, _wanted(ctx)
         grad_x = grad_weight = grad_bias = None
-        if (
-            not torch.is_grad_enabled() and needed[1]
-        ):  # nobody differentiates again: one call for all
+        # Nobody differentiates again: one call for all.
+        if not torch.is_grad_enabled() and needed[1]:
             return *_first_derivatives(grad, x, weight, how, needed[:3]), None
         if needed[0]:
             grad_x = _InputGradient.apply(grad, weight, ctx.input_shape, how)

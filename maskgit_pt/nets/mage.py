@@ -27,7 +27,6 @@ HEAD_EPSILON = 1e-5  # OFFICIAL QUIRK: torch's default in the head's LayerNorm a
 # OFFICIAL QUIRK: 1000 ids of an older design with classes; all images have the class 1100 - 1024 = 76.
 EXTRA_IDS = 1001
 ONLY_CLASS = 76
-LABEL_SMOOTHING = 0.1
 # Width -> heads of the encoder of the published sizes: ViT-B, ViT-L, and "huge", which is not published.
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = 16
@@ -170,9 +169,8 @@ class Mage(PretrainedMixin, nn.Module):
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, N, E), requires_grad=False)
         self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, N, E))
         self.token_emb = TokenEmbedding(vocabulary, N, D)
-        self.patch_embed = nn.ModuleDict(
-            {"proj": nn.Conv2d(3, D, patch_size, patch_size)}
-        )  # unused
+        # Not used; the authors' files have it.
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, D, patch_size, patch_size)})
         self.blocks = nn.ModuleList(
             Block(D, num_attention_heads, mlp_ratio * D, dropout) for _ in range(num_hidden_layers)
         )
@@ -328,35 +326,6 @@ def masking_ratio_at(probability: float | np.ndarray, centre: float = 0.55) -> n
     low, high = normal.cdf(torch.tensor([0.5, 1.0], dtype=torch.float64))
     ratio = normal.icdf(low + torch.as_tensor(probability, dtype=torch.float64) * (high - low))
     return ratio.clamp(0.5, 1.0).numpy()
-
-
-def choose_masked(noise: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """Which tokens are masked, and which of them the encoder does not see.
-
-    Args:
-      noise: uniform [B, n]; of equal numbers the first counts as less.
-      ratio: of the masked tokens, 0.5 to 1; the same for the whole batch.
-
-    Returns:
-      masked, dropped: bool [B, n]; ceil(n ratio) and ceil(n / 2) in every row, those of least noise.
-    """
-    n = noise.shape[1]
-    rank = noise.argsort(dim=-1, stable=True).argsort(-1)
-    return rank < math.ceil(n * ratio), rank < math.ceil(n * 0.5)
-
-
-def masked_loss(logits: Tensor, codes: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over the codes with label smoothing .1.
-
-    Args:
-      logits: [B, n, K].
-      codes, masked: int64 and bool [B, n].
-
-    Returns:
-      The mean over all masked tokens of the batch, and the loss of every token [B, n].
-    """
-    losses = F.cross_entropy(logits.mT, codes, reduction="none", label_smoothing=LABEL_SMOOTHING)
-    return (losses * masked).sum() / masked.sum(), losses
 
 
 def sine_table(width: int, num_tokens: int) -> Tensor:

@@ -146,9 +146,8 @@ class _Watch:
     def step(self, state: State) -> None:
         """After every step; raises `Cancelled` where it is to be the last."""
         self._step += len(state.guess)
-        if (
-            self._of_batch == self._steps
-        ):  # the next batch begins; on a GPU before the last is written
+        # The next batch begins; on a GPU before the last one is written.
+        if self._of_batch == self._steps:
             self._known += self._current
             self._of_batch = 0
         self._of_batch += 1

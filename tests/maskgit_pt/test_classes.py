@@ -33,10 +33,8 @@ def test_names_find_their_class(text, labels):
     ("text", "message"),
     [
         ("sandals", "is no class of this model (near it: sandal); accepted: ids 0 to 4, ranges"),
-        (
-            "0-9",
-            "label '0-9' is outside the classes",
-        ),  # an id is an id, whatever classes are called
+        # An id is an id, whatever classes are called.
+        ("0-9", "label '0-9' is outside the classes"),
         ("lorikeet", "names: Ankle boot, Bag, Sandal, T-shirt/top, 0-9"),
         ("n01820546", "is no class of this model"),
     ],

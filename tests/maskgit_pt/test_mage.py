@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mage_files import assert_gradients, full_size, model, near, recorded
+from mage_files import (
+    assert_gradients,
+    choose_masked,
+    full_size,
+    masked_loss,
+    model,
+    near,
+    recorded,
+)
 
 from maskgit_pt import MaskGIT
-from maskgit_pt.nets.mage import (
-    Mage,
-    choose_masked,
-    masked_loss,
-    masking_ratio,
-    masking_ratio_at,
-    sine_table,
-)
+from maskgit_pt.nets.mage import Mage, masking_ratio, masking_ratio_at, sine_table
 from maskgit_pt.networks import TRANSFORMERS
 from maskgit_pt.pretrained import without_values
 from maskgit_pt.samplers import MageSampler

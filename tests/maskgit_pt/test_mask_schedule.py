@@ -44,20 +44,8 @@ def test_decoding_schedule_rounds_as_the_compiled_loop():
     plain = torch.floor(256 * mask_schedule.schedule(ratios, 256, "uniform"))
     loop = torch.floor(256 * mask_schedule.decoding_schedule(12, torch.tensor(256), "uniform"))
     assert plain.tolist() == [234, 213, 192, 170, 149, 128, 106, 85, 64, 42, 21, 0]
-    assert loop[:, 0].tolist() == [
-        234,
-        213,
-        192,
-        170,
-        149,
-        128,
-        106,
-        85,
-        63,
-        42,
-        21,
-        0,
-    ]  # counted in the official loop, jax 0.10.2
+    # Counted in the official loop, jax 0.10.2.
+    assert loop[:, 0].tolist() == [234, 213, 192, 170, 149, 128, 106, 85, 63, 42, 21, 0]
 
 
 def test_scalars_count_as_float32():

@@ -73,9 +73,8 @@ TOY = [
 def test_all_steps_in_short(tmp_path, monkeypatch, capsys):
     """A few steps of everything: the commands fit together; nothing is learned. Then a study on top."""
     monkeypatch.setattr(stages, "run", run_here)
-    monkeypatch.setattr(
-        loop, "matrix_rate", lambda *_: 1e11
-    )  # measuring it takes longer than the steps
+    # Measuring it takes longer than the steps.
+    monkeypatch.setattr(loop, "matrix_rate", lambda *_: 1e11)
     write_fashion(tmp_path / "files")
     folder = tmp_path / "fashion"
     command = [f"--output={folder}", f"--files={tmp_path / 'files'}", "--minutes=1", *TOY]

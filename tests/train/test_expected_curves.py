@@ -53,9 +53,8 @@ def test_the_width_is_students(freedom):
 
 
 def test_the_band_of_known_numbers():
-    values = np.array(
-        [[1.0, 1.0], [3.0, 3.0]]
-    )  # a variance of 2 at either step, four degrees in all
+    # A variance of 2 at either step, four degrees in all.
+    values = np.array([[1.0, 1.0], [3.0, 3.0]])
     band = Band.of([10, 20], values)
     half = scipy.stats.t.ppf(0.975, 2) * np.sqrt(2) * np.sqrt(1.5)
     assert band.mean == [2.0, 2.0] and band.high[0] == pytest.approx(2 + half, rel=0.03)

@@ -364,9 +364,8 @@ def test_other_features_are_not_compared(tmp_path):
 def test_settings_that_are_the_same():
     default = resolve({})
     assert resolve({"sampler": "official", "steps": 16, "guidance": 0}) == default
-    assert (
-        resolve({"guidance_schedule": "constant"}) == default
-    )  # without guidance it has no effect
+    # Without guidance its schedule has no effect.
+    assert resolve({"guidance_schedule": "constant"}) == default
     assert resolve({"guidance": 1}) == resolve({"guidance": 1.0}) != default
     with pytest.raises(ValueError, match="has no eta"):
         resolve({"eta": 1.0})

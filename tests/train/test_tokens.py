@@ -197,9 +197,8 @@ def test_full_disk(tmp_path, monkeypatch):
             OSError, match="shard-00001.labels.npy cannot be written: No space left"
         ):
             writer.write(1, tokens, labels)
-    (tmp_path / ".shard-00001.tokens.npy.x8k_2").write_bytes(
-        b"half"
-    )  # as a killed process leaves it
+    # As a killed process leaves it.
+    (tmp_path / ".shard-00001.tokens.npy.x8k_2").write_bytes(b"half")
     writer = ShardWriter(tmp_path, **SETTINGS)
     assert writer.missing(2) == [1]
     writer.write(1, tokens, labels)

@@ -18,13 +18,8 @@ from train.run.metrics import read_metrics
 from train.run.state import TrainState
 
 ROOT = Path(__file__).parents[2]
-TIMES = (
-    "images_per_second",
-    "mfu",
-    "matrix_share",
-    "matrix_share_at_most",
-    "memory_gib",
-)  # metrics that no two runs share
+# Metrics that no two runs share.
+TIMES = ("images_per_second", "mfu", "matrix_share", "matrix_share_at_most", "memory_gib")
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 
 

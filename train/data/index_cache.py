@@ -19,9 +19,8 @@ from train.data.image_base import Images
 
 SMALLEST = 10_000  # images; fewer are listed anew
 _FORMAT = 1  # raise it when a reader lists otherwise
-_SETTLED = (
-    2 * 10**9
-)  # nanoseconds; a folder that changed so recently may change within the same time stamp
+# Nanoseconds; a folder that changed so recently may change within the same time stamp.
+_SETTLED = 2 * 10**9
 
 
 def remembered(

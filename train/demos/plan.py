@@ -31,9 +31,8 @@ class Plan:
     def __init__(self, settings: "DemoSettings", folder: Path, stages: Stages):
         self.settings, self.folder, self.stages = settings, folder, stages
         self.data = DATA_SETS[settings.data]
-        self.class_names = tuple(
-            sorted(self.data.class_names)
-        )  # as readers of the tar files number them
+        # As readers of the tar files number them.
+        self.class_names = tuple(sorted(self.data.class_names))
         self.num_samples = settings.num_samples or _NUM_SAMPLES.get(settings.data, _DEFAULT_SAMPLES)
         self.tokenizer_recipe, self.recipe = (
             pace.recipe(name) for name in (self.data.tokenizer_recipe, self.data.recipe)

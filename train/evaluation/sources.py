@@ -248,9 +248,8 @@ def to_bytes(images: torch.Tensor) -> np.ndarray:
 
 def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> torch.Tensor:
     """uint8 [B, H, W, 3] -> uint8 [B, 3, H, W]."""
-    images = np.require(
-        images, requirements=["C", "W"]
-    )  # torch warns of arrays that cannot be written
+    # torch warns of arrays that cannot be written.
+    images = np.require(images, requirements=["C", "W"])
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
 
 

@@ -188,9 +188,8 @@ def reason(error: BaseException | None) -> str:
     """The innermost cause of what `torch.distributed.checkpoint` raised, in a few words."""
     if error is None:
         return "in another process"
-    failures = getattr(
-        error, "failures", None
-    )  # of a CheckpointException: {rank: (error, traceback)}
+    # Of a CheckpointException: {rank: (error, traceback)}.
+    failures = getattr(error, "failures", None)
     if failures:
         error = next(iter(failures.values()))[0]
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -22,12 +22,8 @@ _BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 _HOPPER = (9, 0)
-_CONTAINERS = (
-    nn.ModuleList,
-    nn.ModuleDict,
-    nn.Embedding,
-    nn.Dropout,
-)  # not worth compiling, or never called
+# Not worth compiling, or never called.
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Embedding, nn.Dropout)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -164,9 +164,8 @@ def plan(model: nn.Module, config: ml_collections.ConfigDict, tokens: Tokens) ->
     spare = range(len(names), config.num_class)
     names, class_of = [*names, *map(str, spare)], class_of + [-1] * len(spare)
     if model.class_names is None and len(names) == old.count and max(class_of, default=0) < 0:
-        class_of = list(
-            range(old.count)
-        )  # nothing has a name in common: they are taken by their numbers
+        # Nothing has a name in common: they are taken by their numbers.
+        class_of = list(range(old.count))
     return Start(path, model, tokens.num_codes, codes, names, class_of, data_classes, same_codes)
 
 
