@@ -6,7 +6,7 @@ ours.
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,9 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from maskgit_pt import images
+from maskgit_pt.network_pair import NetworkPair
 from maskgit_pt.samplers.base import MASK
 from maskgit_pt.utils import Bbox
-
-if TYPE_CHECKING:
-    from maskgit_pt.pipeline import MaskGIT
 
 _KNOWN = 1 / 8  # of what the model sees, when a picture is extended
 
@@ -69,7 +67,7 @@ def with_defaults(decoding: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(
-    model: "MaskGIT", image: Any, *, box: Any = None, mask: Any = None, extend: Any = None
+    model: NetworkPair, image: Any, *, box: Any = None, mask: Any = None, extend: Any = None
 ) -> Edit:
     """What `MaskGIT.edit`, whose arguments these are, works out before anything is generated."""
     picture = as_picture(image)

@@ -1,6 +1,5 @@
 """`NetworkPair`: transformer and tokenizer as one, called on batches of any size, compiled or not."""
 
-import copy
 import os
 from typing import Any, Self
 
@@ -18,7 +17,6 @@ from maskgit_pt.nets.maskgit_transformer import Transformer
 from maskgit_pt.nets.self_guidance import SelfGuidedTransformer
 from maskgit_pt.nets.taming_vqgan import TamingVQGAN
 from maskgit_pt.nets.vqgan_tokenizer import VQVAE
-from maskgit_pt.whole_decoding import WholeDecoding
 
 _DECODED_PIXELS = 2**20  # in one call of the tokenizer, on a GPU: 16 images of 256 px
 
@@ -60,7 +58,6 @@ class NetworkPair:
         self._decode = tokenizer.decode_from_indices
         self._encode_to_indices = tokenizer.encode_to_indices
         self._static = False
-        self._whole: WholeDecoding | None = None  # see `compile`
         self._decoded_rows = 0  # of the tokenizer's compiled calls that were not full
 
     def decoding(self, sampler: str | samplers.Sampler = "official", **settings: Any) -> Decoding:
@@ -114,22 +111,6 @@ class NetworkPair:
             elif self.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
                 self.transformer.float()
                 self.tokenizer.float()
-        return self
-
-    def compile(self) -> Self:
-        """Compiles both networks with `torch.compile`, with CUDA graphs on a GPU; returns itself.
-
-        The first batch of each size then takes a minute or more. On a GPU it is decoded in both ways that
-        there are, a CUDA graph for each call of a network and one for the whole decoding, and the faster
-        way stays.
-        """
-        on_gpu = self.device.type == "cuda"
-        if on_gpu:
-            self._whole = WholeDecoding(
-                copy.copy(self)._compile("default"), self._compile("reduce-overhead")
-            )
-        else:
-            self._compile("default")
         return self
 
     def _compile(self, mode: str) -> Self:

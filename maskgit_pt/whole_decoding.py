@@ -6,7 +6,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,10 +22,8 @@ from maskgit_pt.libml.rng import (
     TorchNoise,
     noise_of,
 )
+from maskgit_pt.network_pair import NetworkPair
 from maskgit_pt.samplers.base import State
-
-if TYPE_CHECKING:
-    from maskgit_pt.pipeline import MaskGIT
 
 _DRAWS_A_STEP = 4  # at most, of any sampler
 _TIMED_CALLS = 3
@@ -40,7 +37,7 @@ class WholeDecoding:
       stepwise: the same networks for decoding step by step; None: always record.
     """
 
-    def __init__(self, model: "MaskGIT", stepwise: "MaskGIT | None" = None):
+    def __init__(self, model: NetworkPair, stepwise: NetworkPair | None = None):
         self.model, self.stepwise = model, stepwise
         self._recorder = Recorder(model.device)
         self._faster: dict[Hashable, bool] = {}  # whether the recording is the faster way
@@ -130,7 +127,7 @@ class _Batch:
     last: int
     clip: bool
 
-    def decode(self, model: "MaskGIT", noise: Noise) -> tuple[Tensor, Tensor]:
+    def decode(self, model: NetworkPair, noise: Noise) -> tuple[Tensor, Tensor]:
         """Decodes step by step; this is also what is recorded."""
         state = self.state.to(model.device)
         noise = self.options.noise(noise)

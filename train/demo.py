@@ -10,10 +10,11 @@ from absl import flags
 from maskgit_pt import command_line
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.files import hold_folder
-from maskgit_pt.settings import define_flags, from_flags, setting
+from maskgit_pt.settings import define_flags, from_flags
 from train.demos.images import DATA_SETS
 from train.demos.own import OwnPlan
 from train.demos.plan import Plan
+from train.demos.settings import DemoSettings
 from train.demos.stages import Stages
 
 PROGRAM = "maskgit-demo"
@@ -30,37 +31,6 @@ them; --download fetches them. digits are scikit-learn's handwritten digits, 8 x
 
 Everything goes into --output: the page is index.html, the figures stand in report.json. Every step is one of
 the project's commands, printed as one would type it. Interrupted, the same command goes on."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DemoSettings:
-    """Each field is the value of the flag of its name."""
-
-    data: str = setting(
-        "fashion", f"Which images: {', '.join(DATA_SETS)}, or a folder with a folder a class."
-    )
-    output: str | None = setting(None, "Folder for everything. Default: the name of --data.")
-    minutes: float | None = setting(
-        None,
-        "How long it may take; steps follow from a rate that is measured. Default: the recipes' steps.",
-        least=1,
-    )
-    seed: int = setting(0, "Of the training and the samples; of digits, of the split.", least=0)
-    files: str | None = setting(None, "Folder with the IDX files.")
-    download: bool = setting(False, "Fetch images that are not here, through torchvision.")
-    num_samples: int | None = setting(
-        None, "Images to generate. Default: 2000, of digits 1000.", least=10
-    )
-    processes: int | None = setting(
-        None, "That train side by side, a thread each. Default: the cores, at most 4.", least=1
-    )
-    tokenizer_config: list[str] = setting(
-        (), "Changed settings of the tokenizer's recipe, e.g. num_train_steps=100,batch_size=32."
-    )
-    config: list[str] = setting((), "Likewise, of the transformer's.")
-    tokenizer: str | None = setting(None, "With --from: the tokenizer of these weights.")
-    classifier_steps: int = setting(3000, "Steps of the classifier that judges.", least=2)
-    few: int | None = setting(None, "Take only the first images of each part: to try it.", least=20)
 
 
 FLAGS = flags.FlagValues()

@@ -1,6 +1,5 @@
 """Where the weights in a folder or an archive are: one file, shards with an index, or the folder itself."""
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -10,7 +9,7 @@ from typing import TypeVar
 
 from convert.files import archive
 from convert.files.strangers import describe_stranger
-from convert.formats import container
+from convert.formats import packings
 from convert.formats.state_dicts import is_averaged
 from convert.rules import abbreviate
 from maskgit_pt import layouts
@@ -19,7 +18,6 @@ from maskgit_pt.layouts import CONFIG_NAME
 P = TypeVar("P", bound=PurePath)
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
-_MAX_INDEX_BYTES = 2**24
 _DEPTH = 3  # of folders in folders: of an archive, a checkpoint, a model
 # What a trainer saves beside the weights, under names that end like theirs.
 _STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|random_states)(_\d+)?\.\w+")
@@ -39,21 +37,21 @@ def weights_of(folder: Path, weights: str | None = None) -> Path:
     """
     if known := layouts.describe(folder):
         raise ValueError(f"{folder} {known}")
-    orbax = [path for path in (folder, *_folders(folder)) if container.is_orbax(path, b"")]
+    orbax = [path for path in (folder, *_folders(folder)) if packings.is_orbax(path, b"")]
     if orbax:
         return _only(folder, orbax, "Orbax checkpoints in {} folders")
-    packed = {path: container.packing_of(path) for path in entries(folder)}
-    files = [path for path, packing in packed.items() if packing in container.IN_FOLDERS]
+    packed = {path: packings.packing_of(path) for path in entries(folder)}
+    files = [path for path, packing in packed.items() if packing in packings.IN_FOLDERS]
     if not files:
-        packed = {path: container.packing_of(path) for path in entries(folder, _DEPTH)}
-        files = [path for path, packing in packed.items() if packing in container.IN_FOLDERS]
+        packed = {path: packings.packing_of(path) for path in entries(folder, _DEPTH)}
+        files = [path for path, packing in packed.items() if packing in packings.IN_FOLDERS]
     if not files:  # what a hub's repository may hold alone
-        files = [path for path in packed if archive.is_archive(path, container.first_bytes(path))]
+        files = [path for path in packed if archive.is_archive(path, packings.first_bytes(path))]
     configs = {path.parent for path in packed if path.name == CONFIG_NAME}
     if one_set := of_averages(files, configs, weights):
         return _only(folder, one_set, "weights in {} files")
     own = [path for path in files if path.parent == folder]
-    indexes = [path for path in own if packed[path] is container.SHARDS]
+    indexes = [path for path in own if packed[path] is packings.SHARDS]
     shards = [path for path in own if _SHARD.search(path.name)]
     if indexes:
         own = [path for path in own if path not in shards]
@@ -63,11 +61,11 @@ def weights_of(folder: Path, weights: str | None = None) -> Path:
             "index that belongs to them (model.safetensors.index.json)"
         )
     # A repository often has the same weights twice, as safetensors and as a pickle.
-    safe = [path for path in own if ".safetensors" in path.name or packed[path] is container.SAFE]
+    safe = [path for path in own if ".safetensors" in path.name or packed[path] is packings.SAFE]
     files = safe if len(safe) == 1 else own or files
     if not files:
         raise ValueError(
-            f"{folder} {describe_stranger(folder, b'')}; accepted: {container.ACCEPTED}"
+            f"{folder} {describe_stranger(folder, b'')}; accepted: {packings.ACCEPTED}"
         )
     return _only(folder, files, "weights in {} files")
 
@@ -167,25 +165,3 @@ def _visible(folder: Path) -> Iterable[Path]:
 
 def _folders(folder: Path) -> list[Path]:
     return [path for path in _visible(folder) if path.is_dir()]
-
-
-def read_index(path: Path) -> dict[str, str]:
-    """Reads an index of shards: tensor -> file beside the index.
-
-    Raises:
-      ValueError: not such an index; one line.
-    """
-    if path.stat().st_size > _MAX_INDEX_BYTES:
-        raise ValueError(f"its index has more than {_MAX_INDEX_BYTES:,} bytes")
-    try:
-        places = json.loads(path.read_text(encoding="utf-8-sig"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"its index has no weight_map: {type(error).__name__}") from None
-    if not isinstance(places, dict):
-        raise ValueError("its weight_map is no JSON object")
-    for name in places.values():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"its weight_map names {name!r}; accepted: files beside it")
-        if not (path.parent / name).is_file():
-            raise ValueError(f"its shard {name} is missing")
-    return places

@@ -16,8 +16,9 @@ from torch import Tensor
 from convert import infer
 from convert.checkpoint import Checkpoint, Given
 from convert.files.tensors import Shape, rows_that_differ
-from convert.formats.container import Container, StateDict
+from convert.formats.container import Container
 from convert.formats.format import Format, numbers, own_rows
+from convert.formats.state_dicts import StateDict
 from convert.rows import Rows
 
 _MODEL_TYPE = "halton_transformer"

@@ -20,8 +20,9 @@ from convert import infer, rules, signatures
 from convert.checkpoint import Checkpoint, Given
 from convert.files.tensors import Shape
 from convert.formats import mage
-from convert.formats.container import Container, StateDict
+from convert.formats.container import Container
 from convert.formats.format import Format, numbers, own_rows
+from convert.formats.state_dicts import StateDict
 from convert.rows import Row, Rows
 from maskgit_pt.configs import vqgan_config
 from maskgit_pt.nets.mage import DECODER_HEADS

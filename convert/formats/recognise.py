@@ -15,8 +15,8 @@ from convert.files import torch_file
 from convert.files.archive import is_archive
 from convert.files.pickle_names import Refused
 from convert.files.strangers import describe_stranger, is_pickle
-from convert.formats import FORMATS, container
-from convert.formats.container import ACCEPTED, Container
+from convert.formats import FORMATS, packings
+from convert.formats.container import Container
 from convert.formats.folders import unpack_weights, weights_of
 from convert.formats.format import Format
 from convert.formats.relatives import describe_relative, describe_relative_folder
@@ -140,7 +140,9 @@ def recognise(path: str | Path, weights: str | None = None) -> Recognised:
         likenesses, key=lambda e: (e[0], e[1].wrapper in e[2].WRAPPERS, not e[1].averaged)
     )
     if best < _ENOUGH:
-        raise ValueError(f"{path}: {_describe_unknown(opened, likenesses)}; accepted: {ACCEPTED}")
+        raise ValueError(
+            f"{path}: {_describe_unknown(opened, likenesses)}; accepted: {packings.ACCEPTED}"
+        )
     notes = [_other_set(other, state) for p, other, f in likenesses if f is form and p >= best]
     return Recognised(form, path, opened, state, tuple(filter(None, notes)))
 
@@ -175,16 +177,16 @@ def _open(path: Path, weights: str | None = None) -> Container:
     if path.is_dir() and (what := describe_relative_folder(path)):
         raise ValueError(f"{path} {what}")
     file = weights_of(path, weights) if path.is_dir() else path
-    head = container.first_bytes(file)
+    head = packings.first_bytes(file)
     if is_archive(file, head) and not torch_file.is_torch_file(file, head):
         return _open_archive(file, weights)
-    packing = container.packing_of(file)
-    if packing in (None, container.FLAX):
+    packing = packings.packing_of(file)
+    if packing in (None, packings.FLAX):
         _refuse_hostile_pickle(path, file, head)
     if packing is None:
         what = describe_stranger(file, head)
         what = what or f"is of no known format, it begins with {head[:12]!r}"
-        raise ValueError(f"{path} {what}; accepted: {ACCEPTED}")
+        raise ValueError(f"{path} {what}; accepted: {packings.ACCEPTED}")
     with _named(path, packing.name):
         opened = packing.open(file)
     opened.folder = path if path.is_dir() else None

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 from maskgit_pt import editing
 from maskgit_pt.studio import pictures
 from maskgit_pt.studio.controls import SamplerControls, class_search
+from maskgit_pt.studio.jobs import Jobs
 from maskgit_pt.studio.view import (
     MAX_IMAGES,
     ResultView,
@@ -22,13 +23,9 @@ from maskgit_pt.studio.view import (
 )
 from maskgit_pt.utils import Bbox
 
-if TYPE_CHECKING:
-    from maskgit_pt.studio.page import Page
-
 MAX_PIXELS = 50_000_000
-_EDITOR = (
-    1280  # pixels of the longer side in the browser; masks are brought back to the photo's size
-)
+# Pixels of the longer side in the browser; masks are brought back to the photo's size.
+_EDITOR = 1280
 
 
 class EditTab:
@@ -38,8 +35,8 @@ class EditTab:
     what is not regenerated stays as it is, bit for bit, whatever the browser shows.
     """
 
-    def __init__(self, page: "Page"):
-        self.page, self.model = page, page.engine.model
+    def __init__(self, jobs: Jobs):
+        self.jobs, self.model = jobs, jobs.engine.model
         self.photos = gr.State([])  # paths; the last is the present one
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -47,7 +44,7 @@ class EditTab:
                     label="Drop a photo here", file_types=["image"], elem_id="edit-file"
                 )
                 self.label = class_search(
-                    page.classes, "Class of the new content", elem_id="edit-class"
+                    jobs.classes, "Class of the new content", elem_id="edit-class"
                 )
                 self.box = gr.Textbox(
                     label="Box instead of painting: top, left, height, width", elem_id="edit-box"
@@ -104,7 +101,7 @@ class EditTab:
         inputs += self.controls.components
         outputs = [*self.view.outputs, self.results, self.slider, self.selected]
         event = go.click(self._edit, inputs, outputs, api_name=False, show_progress="hidden")
-        connect_cancel(stop, self.page.engine, event, self.view)
+        connect_cancel(stop, self.jobs.engine, event, self.view)
         self.view.images.select(
             self._select, [self.photos, self.results], [self.slider, self.selected], api_name=False
         )
@@ -155,7 +152,7 @@ class EditTab:
             self.seed: seed, self.results: [], self.slider: gr.update(visible=False),
             self.selected: 0,
         }  # fmt: skip
-        for picture, line, entry in self.page.run(job, f"edit: {self.page.title(label)}", guesses):
+        for picture, line, entry in self.jobs.run(job, f"edit: {self.jobs.title(label)}", guesses):
             update = self.view.update(picture, line, entry)
             if entry is not None:
                 results = [str(path) for path in entry.images]
@@ -169,7 +166,7 @@ class EditTab:
         if not pixels.any():
             raise ValueError("nothing is painted: paint what is to be regenerated, or give a box")
         settings = self.controls.settings(*values)
-        job = self.page.job(label, count, seed, settings)
+        job = self.jobs.job(label, count, seed, settings)
         folder = Path(job.asked.output)
         kept = folder / f"photo{Path(photo).suffix.lower()}"
         shutil.copyfile(photo, kept)

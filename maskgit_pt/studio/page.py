@@ -1,20 +1,14 @@
 """The page: its tabs, and what happens when something on it is pressed."""
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
-
 import gradio as gr
-from PIL import Image
 
-from maskgit_pt import sample
-from maskgit_pt.decoding import Settings
 from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.studio import pictures
 from maskgit_pt.studio.controls import SamplerControls, class_search
 from maskgit_pt.studio.edit_tab import EditTab
-from maskgit_pt.studio.engine import Cancelled, Engine
-from maskgit_pt.studio.history import Entry, History
+from maskgit_pt.studio.engine import Engine
+from maskgit_pt.studio.history import History
+from maskgit_pt.studio.jobs import Jobs
 from maskgit_pt.studio.view import (
     MAX_IMAGES,
     ResultView,
@@ -38,19 +32,17 @@ CSS = """
 TINY_CSS = ".gradio-container img {image-rendering: pixelated}"  # for images of few pixels
 
 
-class Page:
-    """Builds the page, and runs what it asks for.
+class Page(Jobs):
+    """Builds the page.
 
     Args:
-      engine: with the model.
-      models: how the model was loaded; goes into the commands of the history.
-      history: where everything is kept.
+      engine, models, history: see `Jobs`.
       notice: a line under the title, e.g. that the model is a small one for trying.
     """
 
     def __init__(self, engine: Engine, models: ModelSettings, history: History, notice: str = ""):
-        self.engine, self.models, self.history, self.notice = engine, models, history, notice
-        self.classes = engine.model.classes
+        super().__init__(engine, models, history)
+        self.notice = notice
 
     @property
     def css(self) -> str:
@@ -72,61 +64,6 @@ class Page:
                     self._history_tab(blocks, history)
         # One job at a time; whoever comes later waits in line.
         return blocks.queue(default_concurrency_limit=1, max_size=32)
-
-    # Jobs
-
-    def job(self, label: int, count: float, seed: float, decoding: Settings, **asked: Any):
-        """Returns a `sample.Job` into a new folder of the history."""
-        if label is None:
-            raise ValueError("no class is chosen")
-        if not 1 <= int(count) <= MAX_IMAGES:
-            raise ValueError(f"images is {count}; accepted: 1 to {MAX_IMAGES}")
-        output = self.history.new_folder()
-        models = dataclasses.replace(self.models, labels=str(label), seed=int(seed))
-        settings = sample.SampleSettings(
-            num_samples=int(count), output=str(output), npz=False, **asked
-        )
-        return sample.Job(models, decoding, settings)
-
-    def title(self, label: int) -> str:
-        """What an entry of this class is called."""
-        return self.classes.title(label)
-
-    def run(
-        self, job: sample.Job, title: str, show_guesses: bool
-    ) -> Iterator[tuple[Image.Image | None, str, Entry | None]]:
-        """Runs a job; yields the picture, a line about it, and at the end the entry.
-
-        Raises:
-          gr.Error: with one line of what went wrong.
-        """
-        picture, line, entry = None, "", None
-        output = job.asked.output
-        try:
-            for update in self.engine.run(
-                job,
-                lambda frames: self.history.keep(job, title, frames),
-                lambda: self.history.discard(output),
-                show_guesses,
-            ):
-                if isinstance(update, Entry):
-                    entry = update
-                    continue
-                picture = update.picture
-                line = (
-                    f"{job.asked.num_samples / update.seconds:.2f} images/s, {update.seconds:.1f} s"
-                )
-                yield picture, f"step {update.step} of {update.steps}", None
-        except Cancelled as reason:
-            yield picture, str(reason), None
-            return
-        except (ValueError, OSError) as error:
-            raise gr.Error(
-                " ".join(str(error).split()), duration=30, print_exception=False
-            ) from None
-        yield picture, line, entry
-
-    # Tabs
 
     def _generate_tab(self) -> None:
         with gr.Row():

@@ -13,8 +13,8 @@ import convert
 from convert import formats, ledger
 from convert.checkpoint import Given
 from convert.formats import relatives
-from convert.formats.container import StateDict
 from convert.formats.recognise import open_checkpoint, recognise
+from convert.formats.state_dicts import StateDict
 from maskgit_pt import MaskGIT
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.halton_transformer import PUBLISHED_HEADS

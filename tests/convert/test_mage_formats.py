@@ -12,8 +12,8 @@ from wrong_files import FAULTS, Attack, mutated, refused
 import convert
 from convert import formats, ledger
 from convert.checkpoint import Given
-from convert.formats.container import StateDict
 from convert.formats.recognise import open_checkpoint, recognise
+from convert.formats.state_dicts import StateDict
 from maskgit_pt import MaskGIT
 
 FORM = formats.BY_NAME["mage-vit"]

@@ -21,8 +21,8 @@ import convert
 from convert import flax_msgpack, formats, infer, inspection, ledger, rules
 from convert.checkpoint import Given
 from convert.files import archive
-from convert.formats.container import StateDict
 from convert.formats.recognise import open_checkpoint, recognise, writers
+from convert.formats.state_dicts import StateDict
 from maskgit_pt import MaskGIT, files
 
 FORM = formats.BY_NAME["unlockmgm"]

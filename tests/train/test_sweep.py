@@ -19,7 +19,8 @@ from train.demos.images import load_digits
 from train.evaluation import ModelSource, evaluate
 from train.sweeps import findings, run, studies
 from train.sweeps.cells import Cell, CellFiles, Model, plan
-from train.sweeps.report import Sweep, draw, to_csv, to_json, to_markdown
+from train.sweeps.report import draw, to_csv, to_json, to_markdown
+from train.sweeps.sweep import Sweep
 
 GRID = ["--grid=steps=2,4", "--grid=guidance=0,2"]
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ from maskgit_pt.progress import duration
 from train import pages, settings
 from train.data.tokens import TokenShards
 from train.demos import pace, page, scores
+from train.demos.settings import DemoSettings
 from train.demos.stages import Command, Stages
 from train.run import checkpoints, early_stop
 from train.run.metrics import read_metrics
-
-if TYPE_CHECKING:
-    from train.demo import DemoSettings
 
 STEPS, GUIDANCE = 8, 2  # of a sample
 _OF_A_CLASS = 8  # samples
@@ -35,7 +33,7 @@ class OwnPlan:
       stages: what has been done there.
     """
 
-    def __init__(self, asked: "DemoSettings", start: str, folder: Path, stages: Stages):
+    def __init__(self, asked: DemoSettings, start: str, folder: Path, stages: Stages):
         self.asked, self.start, self.folder, self.stages = asked, start, folder, stages
         self.run_folder, self.model = folder / "run", folder / "model"
         self.float32 = not torch.cuda.is_available() and not pace.bfloat16_units()
@@ -118,9 +116,8 @@ class OwnPlan:
             report=report,
             rows=[(name, page.side_by_side(images[labels == known.index(name)])) for name in names],
             curves=page.url(self.run_folder / "curves.png"),
-            zoom=max(1, 84 // np.shape(images)[1]),
+            zoom=max(1, page.ZOOMED // np.shape(images)[1]),
             total=duration(report["seconds"]),
-            stages=[(name, duration(stage["seconds"]), stage["commands"])
-                    for name, stage in self.stages.done.items()],
+            stages=self.stages.rows(),
         )  # fmt: skip
         write_atomically(self.folder / "index.html", text.encode())

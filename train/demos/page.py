@@ -1,25 +1,21 @@
-"""The demo's page: one HTML file that needs nothing beside it."""
+"""Pictures and rows of figures for the demo's page."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from maskgit_pt.files import write_atomically
-from maskgit_pt.progress import duration
 from train import pages
 from train.demos import scores
 
-if TYPE_CHECKING:
-    from train.demos.plan import Plan
-
-_COLUMNS = 16  # generated images of a class
+COLUMNS = 16  # generated images of a class
 _NEIGHBOURS_OF = 2  # of them, of a class
 _GAP = 2  # pixels
-_ZOOMED = 84  # pixels of an image on the page, about
+ZOOMED = 84  # pixels of an image on the page, about
 
-_SCORES = (
+SCORES = (
     ("frechet_distance", "Fréchet distance", "lower is better; the FID of these features"),
     ("precision", "precision", "generated images that are near real ones"),
     ("recall", "recall", "real images that are near generated ones"),
@@ -27,34 +23,6 @@ _SCORES = (
     ("coverage", "coverage", "real images with a generated one in their neighbourhood"),
     ("class_score", "class score", "the Inception Score's formula with this classifier"),
 )  # fmt: skip
-
-
-def write(plan: "Plan", report: dict[str, Any]) -> None:
-    """Writes index.html.
-
-    Raises:
-      ImportError: jinja2 is missing.
-    """
-    folder = plan.folder
-    images, labels = scores.samples(folder)
-    page = pages.render(
-        "demo.html",
-        data=plan.data,
-        report=report,
-        class_names=plan.class_names,
-        float32=plan.float32,
-        zoom=max(1, _ZOOMED // images.shape[1]),
-        rows=[side_by_side(images[labels == c][:_COLUMNS]) for c in range(len(plan.class_names))],
-        strips=[url(path) for path in sorted((folder / "steps").glob("*_steps.png"))],
-        neighbours=_neighbours(plan, images, labels),
-        curves=[(name, url(folder / f"{name}_run" / "curves.png")) for name in ("tokenizer", "transformer")],
-        scores=[(title, note, report[key], report[f"{key}_of_training_images"])
-                for key, title, note in _SCORES],
-        stages=[(name, duration(stage["seconds"]), stage["commands"])
-                for name, stage in plan.stages.done.items()],
-        total=duration(report["seconds"]),
-    )  # fmt: skip
-    write_atomically(folder / "index.html", page.encode())
 
 
 def url(path: Path) -> str:
@@ -71,14 +39,23 @@ def side_by_side(images: np.ndarray) -> dict[str, Any]:
     return {"url": pages.image_url(picture), "width": picture.shape[1], "height": height}
 
 
-def _neighbours(plan: "Plan", images: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
-    """Of each class the first generated images, each before its nearest training images."""
-    train = plan.load()["train"].images
+def neighbours(
+    images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], real: np.ndarray
+) -> list[dict[str, Any]]:
+    """Of each class the first generated images, each before its nearest training images.
+
+    Args:
+      images: generated, uint8 [n, H, W, 3].
+      labels: theirs, int64 [n].
+      class_names: in the order of the labels.
+      real: training images, uint8 [m, H, W].
+    """
     found = []
-    for c, name in enumerate(plan.class_names):
+    for c, name in enumerate(class_names):
         for image in images[labels == c][:_NEIGHBOURS_OF]:
-            distances, places = scores.nearest(image.mean(-1)[None], train, scores.NEAREST)
-            real = np.repeat(train[places[0]][..., None], 3, -1)
+            distances, places = scores.nearest(image.mean(-1)[None], real, scores.NEAREST)
+            nearest = np.repeat(real[places[0]][..., None], 3, -1)
             row = {"name": name, "distance": float(distances[0])}
-            found.append(row | {"generated": side_by_side(image[None]), "real": side_by_side(real)})
+            row |= {"generated": side_by_side(image[None]), "real": side_by_side(nearest)}
+            found.append(row)
     return found

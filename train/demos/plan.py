@@ -2,16 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from maskgit_pt.files import write_atomically
+from maskgit_pt.progress import duration
+from train import pages
 from train.demos import pace, page, scores
 from train.demos.images import DATA_SETS, Part, write_tar
+from train.demos.settings import DemoSettings
 from train.demos.stages import Command, Stages, spread
 from train.evaluation import manifold
-
-if TYPE_CHECKING:
-    from train.demo import DemoSettings
 
 STEPS = 8  # of a sample
 _NUM_SAMPLES = {"digits": 1000}
@@ -28,7 +28,7 @@ class Plan:
       stages: what has been done there.
     """
 
-    def __init__(self, settings: "DemoSettings", folder: Path, stages: Stages):
+    def __init__(self, settings: DemoSettings, folder: Path, stages: Stages):
         self.settings, self.folder, self.stages = settings, folder, stages
         self.data = DATA_SETS[settings.data]
         # As readers of the tar files number them.
@@ -69,7 +69,7 @@ class Plan:
         write_atomically(
             self.folder / "report.json", (json.dumps(report, indent=2) + "\n").encode()
         )
-        page.write(self, report)
+        self.write_page(report)
         return report
 
     def load(self) -> dict[str, Part]:
@@ -219,6 +219,33 @@ class Plan:
         return about | found | distances | {"seconds": round(self.stages.seconds, 1)}
 
     # How many steps.
+
+    def write_page(self, report: dict[str, Any]) -> None:
+        """Writes index.html.
+
+        Raises:
+          ImportError: jinja2 is missing.
+        """
+        folder, names = self.folder, self.class_names
+        images, labels = scores.samples(folder)
+        text = pages.render(
+            "demo.html",
+            data=self.data,
+            report=report,
+            class_names=names,
+            float32=self.float32,
+            zoom=max(1, page.ZOOMED // images.shape[1]),
+            rows=[page.side_by_side(images[labels == c][:page.COLUMNS]) for c in range(len(names))],
+            strips=[page.url(path) for path in sorted((folder / "steps").glob("*_steps.png"))],
+            neighbours=page.neighbours(images, labels, names, self.load()["train"].images),
+            curves=[(name, page.url(folder / f"{name}_run" / "curves.png"))
+                    for name in ("tokenizer", "transformer")],
+            scores=[(title, note, report[key], report[f"{key}_of_training_images"])
+                    for key, title, note in page.SCORES],
+            total=duration(report["seconds"]),
+            stages=self.stages.rows(),
+        )  # fmt: skip
+        write_atomically(folder / "index.html", text.encode())
 
     def steps_of_recipes(self) -> dict[str, int]:
         """As the recipes have them."""

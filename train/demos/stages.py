@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgit_pt.files import write_atomically
+from maskgit_pt.progress import duration
 
 STATE_NAME = "demo.json"
 MODULES = {
@@ -94,6 +95,13 @@ class Stages:
     def seconds(self) -> float:
         """Of everything so far, in all attempts."""
         return sum(stage["seconds"] for stage in self.done.values())
+
+    def rows(self) -> list[tuple[str, str, list[str]]]:
+        """For the page: each stage, how long it took, and its commands."""
+        return [
+            (name, duration(stage["seconds"]), stage["commands"])
+            for name, stage in self.done.items()
+        ]
 
     def whole(self, name: str) -> bool:
         """Whether a stage is done."""

@@ -38,6 +38,7 @@ from maskgit_pt.pretrained import (
     weights_fingerprint,
     without_values,
 )
+from train.evaluation.precision import full_precision
 from train.evaluation.torchvision_import import import_torchvision
 
 MODEL_TYPE = "classifier"
@@ -218,8 +219,6 @@ class Classifier:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 3, H, W] -> {"features": float32 [B, D], "logits": float32 [B, C]}."""
-        from train.evaluation.features import full_precision
-
         with full_precision():
             return self._run(self.normalize(images))
 

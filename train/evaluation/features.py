@@ -3,10 +3,9 @@
 A classifier of one's own stands in `classifiers`.
 """
 
-import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskgit_pt.files import file_sha256
+from train.evaluation.classifiers import Classifier
+from train.evaluation.precision import full_precision
 from train.evaluation.torchvision_import import import_torch_fidelity
 
 # Made by torch-fidelity from Google's graph classify_image_graph_def.pb (2015-12-05).
@@ -192,8 +193,6 @@ def make_extractor(
       device: where it runs.
       network: belongs to a classifier, see `classifiers.Classifier`.
     """
-    from train.evaluation.classifiers import Classifier
-
     check_name(name)
     if network and not name.startswith(CLASSIFIER):
         raise ValueError(f"features {name!r} take no network; it belongs to {CLASSIFIER}FOLDER")
@@ -202,18 +201,6 @@ def make_extractor(
     if name.startswith(CLASSIFIER):
         return Classifier(name.removeprefix(CLASSIFIER), device, network)
     return Inception(weights, device) if name == "inception" else EXTRACTORS[name](device=device)
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """No TF32 on a GPU, which would round features to 10 bits."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.backends.cuda.matmul.allow_tf32 = products
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

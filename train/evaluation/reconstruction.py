@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskgit_pt.files import file_sha256
-from train.evaluation.features import full_precision, load_weights
+from train.evaluation.features import load_weights
+from train.evaluation.precision import full_precision
 
 SSIM_WINDOW, _SIGMA = 11, 1.5
 _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)  # 0: pooling

@@ -10,14 +10,12 @@ the text, so a finding is about the order of values, not about their size. A swe
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from train.evaluation.report import markdown, metric_name
-
-if TYPE_CHECKING:
-    from train.sweeps.report import Sweep
+from train.sweeps.sweep import Sweep
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold here", "undecided"
 _TREND = 0.7  # Spearman's rank correlation from which on a curve rises
@@ -129,7 +127,7 @@ FINDINGS = (
 )  # fmt: skip
 
 
-def judge(sweep: "Sweep") -> list[Verdict]:
+def judge(sweep: Sweep) -> list[Verdict]:
     """Holds a study's sweep against the findings of the report; [] for other sweeps.
 
     A sweep with other axes than the study's own and seeds is not judged.

@@ -33,8 +33,9 @@ from train.sweeps.cells import (
     reference_fingerprint,
     run_models,
 )
-from train.sweeps.report import SUFFIXES, Sweep, is_sweep, write
+from train.sweeps.report import SUFFIXES, is_sweep, write
 from train.sweeps.studies import STUDIES, Study
+from train.sweeps.sweep import Sweep
 
 SEED = "{seed}"  # in the name of a model or run: each seed has its own
 
