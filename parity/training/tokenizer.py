@@ -135,6 +135,7 @@ class Case:
             for name, tree in trees.items()
         }
 
+    @functools.cached_property
     def images(self) -> list[np.ndarray]:
         """Every step's batch as the trainer draws it, [B, 3, H, W] in [0, 1]."""
         batches = Autoencoding(self.config, Processes("cpu", alone=True)).load(
@@ -166,7 +167,7 @@ def run_ours(case: Case, keys: list[Key]) -> Run:
     start = {name: arrays(model) for name, model in state.models.items()}
     steps, indices, gaps = [], [], []
     with _watch(task.tokenizer.quantizer, indices, gaps):
-        for step, images in enumerate(map(torch.from_numpy, case.images())):
+        for step, images in enumerate(map(torch.from_numpy, case.images)):
             metrics, fake = task.update_tokenizer(images, step)
             steps.append(metrics | task.update_discriminator(images, fake, step))
     return Run(
@@ -295,7 +296,7 @@ class Theirs:
             packed[name], states[name] = updates[name](packed[name], states[name], gradient)
             networks[name] = packings[name].unpack(packed[name])
 
-        for step, (images, rng) in enumerate(zip(self.case.images(), self._rngs(), strict=True)):
+        for step, (images, rng) in enumerate(zip(self.case.images, self._rngs(), strict=True)):
             real, tau = nhwc(images), self.case.dtype(temperature(config.tau_anneal, step))
             (loss, (fake, indices, parts)), gradient = self._tokenizer_gradient(
                 networks[TOKENIZER], networks[DISCRIMINATOR], real, tau, rng

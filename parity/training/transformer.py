@@ -156,7 +156,8 @@ class Theirs:
             average = optax_side.average(average, variables, step, config.polyak_decay)
             return variables, average, state, optax_side.global_norm(gradient)
 
-        update, packing = jit(update), optax_side.Packing(self.pair.variables)
+        update = jit(update, quick=self.pair.is_small)
+        packing = optax_side.Packing(self.pair.variables)
         packed = packing.pack(self.pair.variables)
         average, state, first, steps = packed, optax_side.init(optimizer, packed), {}, []
         for step, batch in enumerate(batches):

@@ -1,5 +1,6 @@
 """The questions for a GPU, at toy size on the CPU: so that they work when a GPU is there."""
 
+import functools
 import os
 import pickle
 import time
@@ -19,10 +20,19 @@ SLOW = pytest.param("torchrun", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", [*(name for name in PARTS if name != "torchrun"), SLOW])
-def test_part_on_the_cpu(name):
+def test_part_on_the_cpu(name, monkeypatch):
+    """Compiling stops at the traced graphs; `test_pipeline.py` and a slow test below make C++ of them."""
+    traced = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", traced)
     report = run_part(name, "cpu", TOY)
     assert not report.wrong
     assert report.figures
+
+
+@pytest.mark.slow
+def test_compiled_sampling_on_the_cpu():
+    report = run_part("compiled sampling", "cpu", TOY)
+    assert not report.wrong
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """`MaskGIT`: generate, edit, reconstruct, load and save."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from recorded import GOLDEN, OFFICIAL, load_tiny
 
-from maskgit_pt import MaskGIT, Transformer
+from maskgit_pt import VQVAE, MaskGIT, Transformer
 from maskgit_pt.inference import ImageNet_class_conditional_generator
 from maskgit_pt.libml import jax_random
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
@@ -205,7 +207,22 @@ def test_networks_that_do_not_fit(tiny_tokenizer):
         MaskGIT(Transformer(32, 32, 1, 2, 64, max_position_embeddings=17), tiny_tokenizer)
 
 
-def test_compiled(model):
+def test_compiled():
+    """To C++; without guidance, and as small as can be, since every graph takes seconds."""
+    config = load_tiny("tokenizer").config
+    config.image_size = 4
+    config.vqvae.update(channel_multipliers=(1,), embedding_dim=32)
+    torch.manual_seed(0)
+    model = MaskGIT(Transformer(43, 32, 1, 4, 64, max_position_embeddings=17), VQVAE(config))
+    expected = model.generate([1, 2], steps=3, guidance=0.0, batch_size=2)
+    found = model.compile().generate([1, 2], steps=3, guidance=0.0)
+    torch.testing.assert_close(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.images, expected.images)
+
+
+def test_compiled_once(model, monkeypatch):
+    traced = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", traced)
     expected = model.generate([1, 2], steps=3, batch_size=2).tokens
     torch.testing.assert_close(model.compile().generate([1, 2], steps=3).tokens, expected)
     model.generate([1], steps=3, guidance=1.0)

@@ -13,10 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from train import loop
+from train.tasks import flops
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["train.__main__", "torch.utils.tensorboard.summary", "torch.distributed.fsdp",
-     "tensorboard.summary.writer.record_writer", "torch.distributed.device_mesh"]
+     "tensorboard.summary.writer.record_writer", "torch.distributed.device_mesh", "torch._dynamo",
+     "torch.distributed.checkpoint._fsspec_filesystem", "processes"]
 )  # fmt: skip
 
 
@@ -88,6 +92,11 @@ def run(target: Callable[..., int], *args: object, **options: object) -> Group:
     return group
 
 
+def brief_matrix_rate(*where: object) -> float:
+    """`flops.matrix_rate`, measured for a moment."""
+    return flops.matrix_rate(*where, seconds=0.01)
+
+
 def _run(
     rank: int, count: int, port: int, log: str, folder: str, target: Callable, args: tuple
 ) -> None:
@@ -102,6 +111,7 @@ def _run(
     os.dup2(file, 2)
     os.chdir(folder)
     torch.set_num_threads(1)
+    loop.matrix_rate = brief_matrix_rate
     os.environ["OMP_NUM_THREADS"] = "1"
     if count > 1:
         where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}

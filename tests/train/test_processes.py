@@ -1,5 +1,6 @@
 """Training by several processes: killed, stopped, resumed by another number of them, on several machines."""
 
+import functools
 import itertools
 import os
 import random
@@ -24,6 +25,7 @@ from training import (
 )
 
 from maskgit_pt import launch
+from train import loop
 from train.run import checkpoints
 from train.run.metrics import read_metrics
 
@@ -105,10 +107,16 @@ def machines(tmp_path):
     return folders
 
 
+def hasty_train(argv):
+    """Waits a second, not ten, for what a shared disk may show late."""
+    loop.claim = functools.partial(loop.claim, seconds=1.0)
+    return processes.train(argv)
+
+
 def test_machines_without_a_common_disk_are_refused(tokens, tmp_path):
     folders, run = machines(tmp_path), "run"
     argv = [*arguments(run, tokens)]
-    group = processes.start(processes.train, argv, logs=tmp_path / "logs", count=2, folders=folders)
+    group = processes.start(hasty_train, argv, logs=tmp_path / "logs", count=2, folders=folders)
     assert group.wait() == [1, 1]
     assert group.text().count("accepted: an --output on a disk that all machines share") == 2
     assert not (folders[0] / "run" / "config.json").exists()
@@ -329,7 +337,7 @@ def test_processes_end_with_a_torchrun_that_is_killed(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_gone_or_silent_is_given_up(tokens, tmp_path, number):
     run = tmp_path / "run"
-    group = start(run, tokens, "--config.timeout_minutes=0.1", *ENDLESS, count=2)
+    group = start(run, tokens, "--config.timeout_minutes=0.05", *ENDLESS, count=2)
     wait_for_steps(run, lambda: group.alive)
     os.killpg(group.processes[1].pid, number)
     group.processes[0].join(60)

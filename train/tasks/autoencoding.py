@@ -357,7 +357,7 @@ def _work_per_image(
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses settings out of range; ValueError names the field."""
     settings.check_fields(config, tokenizer_defaults.get_config())
-    settings.check_range(config, "timeout_minutes", 0.1)
+    settings.check_range(config, "timeout_minutes", 0.05)
     settings.check_choice(config, "precision", ("bfloat16", "float32"))
     profiles.check(config)
     settings.check_choice(config, "reconstruction_loss", tuple(_RECONSTRUCTION))

@@ -318,7 +318,7 @@ def check_common(
     """
     settings.check_fields(config, known)
     settings.check_choice(config, "model", models)
-    settings.check_range(config, "timeout_minutes", 0.1)
+    settings.check_range(config, "timeout_minutes", 0.05)
     settings.check_choice(config, "precision", ("bfloat16", "float32"))
     settings.check_choice(config, "parallel", distributed.PARALLEL)
     kernels.check(config)
