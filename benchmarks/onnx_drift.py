@@ -28,7 +28,9 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [ROOT] + [path for path in sys.path if path != ROOT]  # runs from a plain checkout
 
 import convert  # noqa: E402
-from convert import ledger, onnx_export, rules  # noqa: E402
+from convert import rules  # noqa: E402
+from convert.formats import onnx_graphs  # noqa: E402
+from convert.verification import ledger  # noqa: E402
 from maskgit_pt import command_line as cl  # noqa: E402
 from maskgit_pt.libml import parallel_decode  # noqa: E402
 from parity import seeded  # noqa: E402
@@ -147,7 +149,7 @@ def plan(size: int) -> list[Arrays]:
 def pytorch_step(tokens: np.ndarray, logits: np.ndarray, **options: np.ndarray) -> list[np.ndarray]:
     """The step in PyTorch."""
     inputs = {name: torch.as_tensor(value) for name, value in options.items()}
-    module = onnx_export.Step()
+    module = onnx_graphs.Step()
     return [x.numpy() for x in module(torch.tensor(tokens), torch.tensor(logits), **inputs)]
 
 

@@ -6,9 +6,10 @@ import sys
 from absl import flags
 from tqdm import tqdm
 
-from convert import api, formats, inspection, verification
+from convert import api, formats, inspection
 from convert.checkpoint import WEIGHTS, Given
 from convert.files import dtypes
+from convert.verification import verify
 from maskgit_pt import command_line, hub
 from maskgit_pt.nets.self_guidance import GELUS
 
@@ -141,7 +142,7 @@ def main() -> int:
         return 0
     if FLAGS.verify is not None:
         given = Given(FLAGS.num_heads, FLAGS.num_codes, FLAGS.weights)
-        result = verification.verify(FLAGS.verify, FLAGS.against, given)
+        result = verify.verify(FLAGS.verify, FLAGS.against, given)
         print(_lines(result.rows))
         return 1 if result.problems else 0
     for name in ("input", "output"):

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from convert import formats, infer, ledger, rules
+from convert import formats, infer, rules
 from convert.checkpoint import Checkpoint, Given
 from convert.files import dtypes
 from convert.files.tensors import Buffer, as_bytes, one_thread
 from convert.formats.recognise import exporters, open_checkpoint, recognise, writers
-from convert.ledger import Ranges
+from convert.verification import ledger
+from convert.verification.ledger import Ranges
 from maskgit_pt.files import path_sha256
 
 

@@ -1,10 +1,11 @@
-"""ONNX graphs in a folder, for onnxruntime: written, and never read back as weights; see `onnx_export`."""
+"""ONNX graphs in a folder, for onnxruntime: written, and never read back as weights; see `onnx_graphs`."""
 
 from pathlib import Path
 from typing import Any
 
-from convert import onnx_export, rules, signatures
+from convert import rules, signatures
 from convert.checkpoint import Checkpoint
+from convert.formats import onnx_graphs
 from convert.formats.format import Format
 from convert.rows import Observe, Rows
 from maskgit_pt.nets.discriminator import Discriminator
@@ -80,16 +81,16 @@ class Onnx(Format):
                 "int8 is for transformers, whose dense layers it rounds; accepted for a tokenizer: "
                 "float32, float16"
             )
-        onnx_export.require()
+        onnx_graphs.require()
         for name, tensor in source.tensors.items():
             observe(name, tensor)
         graphs = self._graphs(source)
         output.mkdir()
         for graph in graphs:
             path = output / f"{graph.name}.onnx"
-            onnx_export.write(graph, path, source.config)
+            onnx_graphs.write(graph, path, source.config)
             if (kept := self._kept(graph, dtype)) != "float32":
-                onnx_export.reduce(path, kept)
+                onnx_graphs.reduce(path, kept)
         return output
 
     def try_out(self, source: Checkpoint, written: Path, dtype: str | None) -> str:
@@ -100,7 +101,7 @@ class Onnx(Format):
         """
         lines = []
         for graph in self._graphs(source):
-            drift = onnx_export.measure(graph, written / f"{graph.name}.onnx")
+            drift = onnx_graphs.measure(graph, written / f"{graph.name}.onnx")
             kept = self._kept(graph, dtype)
             if reason := too_far(drift, kept):
                 raise ValueError(
@@ -122,16 +123,16 @@ class Onnx(Format):
         )
         return {"README.md": text.encode()}
 
-    def _kept(self, graph: onnx_export.Graph, dtype: str | None) -> str:
+    def _kept(self, graph: onnx_graphs.Graph, dtype: str | None) -> str:
         """In what a graph is written: int8 is for transformers alone, and a step holds no weights."""
         if graph.name == "step" or dtype == "int8" and graph.name != "transformer":
             return "float32"
         return dtype or "float32"
 
-    def _graphs(self, source: Checkpoint) -> list[onnx_export.Graph]:
+    def _graphs(self, source: Checkpoint) -> list[onnx_graphs.Graph]:
         model = rules.build(source.model_type, source.config)
         model.load_state_dict(source.state_dict())
-        return onnx_export.graphs_of(model.float().eval(), _codes(source))
+        return onnx_graphs.graphs_of(model.float().eval(), _codes(source))
 
 
 def _is_transformer(source: Checkpoint) -> bool:
@@ -145,7 +146,7 @@ def _codes(source: Checkpoint) -> int:
     return source.given.num_codes or signatures.likely_codes(source.config.get("vocab_size", 0))
 
 
-def too_far(drift: onnx_export.Drift, dtype: str) -> str | None:
+def too_far(drift: onnx_graphs.Drift, dtype: str) -> str | None:
     """Says what is beyond the bound of a dtype; None if nothing is."""
     allowed = _BOUND * max(10.0, drift.size)
     if dtype == "float32" and not drift.largest <= allowed:

@@ -11,7 +11,8 @@ import torch
 from convert_samples import write_flax
 
 from convert import __main__ as command
-from convert import ledger, rules
+from convert import rules
+from convert.verification import ledger
 from maskgit_pt import files
 
 

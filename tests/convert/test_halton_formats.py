@@ -10,11 +10,12 @@ from recorded import GOLDEN, assert_close
 from wrong_files import FAULTS, Attack, mutated, refused
 
 import convert
-from convert import formats, ledger
+from convert import formats
 from convert.checkpoint import Given
 from convert.formats import relatives
 from convert.formats.recognise import open_checkpoint, recognise
 from convert.formats.state_dicts import StateDict
+from convert.verification import ledger
 from maskgit_pt import MaskGIT
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
 from maskgit_pt.nets.halton_transformer import PUBLISHED_HEADS

@@ -10,10 +10,11 @@ from recorded import assert_close
 from wrong_files import FAULTS, Attack, mutated, refused
 
 import convert
-from convert import formats, ledger
+from convert import formats
 from convert.checkpoint import Given
 from convert.formats.recognise import open_checkpoint, recognise
 from convert.formats.state_dicts import StateDict
+from convert.verification import ledger
 from maskgit_pt import MaskGIT
 
 FORM = formats.BY_NAME["mage-vit"]

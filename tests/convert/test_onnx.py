@@ -15,8 +15,7 @@ from torch import nn
 
 import convert
 from convert import __main__ as command
-from convert import onnx_export
-from convert.formats import onnx_folder
+from convert.formats import onnx_folder, onnx_graphs
 from maskgit_pt import VQVAE, MaskGIT, Transformer
 from maskgit_pt.configs import taming_vqgan_config, vqgan_config
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
@@ -67,11 +66,11 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def graph_of(networks: MaskGIT, name: str) -> onnx_export.Graph:
+def graph_of(networks: MaskGIT, name: str) -> onnx_graphs.Graph:
     graphs = [
         graph
         for network in (networks.transformer, networks.tokenizer)
-        for graph in onnx_export.graphs_of(network, CODES)
+        for graph in onnx_graphs.graphs_of(network, CODES)
     ]
     return next(graph for graph in graphs if graph.name == name)
 
@@ -115,7 +114,7 @@ def test_graphs(folder, networks, name, inputs, outputs):
     assert str(ROOT).encode() not in path.read_bytes() and b"site-packages" not in path.read_bytes()
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert "vocab_size" in metadata["maskgit_config"] or "vqvae" in metadata["maskgit_config"]
-    drift = onnx_export.measure(graph_of(networks, name), path)
+    drift = onnx_graphs.measure(graph_of(networks, name), path)
     assert onnx_folder.too_far(drift, "float32") is None
     assert drift.largest < 2e-4 and drift.equal == drift.tokens
     assert drift.size > 0.1 or drift.tokens
@@ -135,7 +134,7 @@ def test_eight_steps(folder, networks):
         choice_noise = rng.gumbel(size=(3, n)).astype(np.float32)
         with torch.no_grad():
             logits = networks.transformer.code_logits(state.tokens, torch.from_numpy(labels), CODES)
-        noise = onnx_export.GivenNoise(*map(torch.from_numpy, (token_noise, choice_noise)))
+        noise = onnx_graphs.GivenNoise(*map(torch.from_numpy, (token_noise, choice_noise)))
         state = sampler.step(state, logits, number, noise)
         (logits,) = transformer.run(None, {"tokens": tokens, "labels": labels})
         guess, tokens = step.run(
@@ -171,13 +170,13 @@ def test_fewer_bits(folder, networks, tmp_path, dtype, least):
         original = path_of(folder, name)
         path = tmp_path / original.name
         path.write_bytes(original.read_bytes())
-        onnx_export.reduce(path, dtype)
+        onnx_graphs.reduce(path, dtype)
         assert path.stat().st_size < 0.95 * original.stat().st_size
         assert [file.name for file in tmp_path.iterdir()] == [path.name]
         assert [value.type for value in session(path).get_inputs()] == [
             value.type for value in session(original).get_inputs()
         ]
-        drift = onnx_export.measure(graph_of(networks, name), path)
+        drift = onnx_graphs.measure(graph_of(networks, name), path)
         assert least < drift.relative and onnx_folder.too_far(drift, dtype) is None
         path.unlink()
 
@@ -188,12 +187,12 @@ def test_other_weights_are_noticed(folder, networks):
     gain = networks.transformer.mlm_layer.mlm_ln.weight
     before = gain.data.clone()
     gain.data[0] *= 2
-    drift = onnx_export.measure(graph, path_of(folder, "transformer"))
+    drift = onnx_graphs.measure(graph, path_of(folder, "transformer"))
     gain.data = before
     assert "accepted" in onnx_folder.too_far(drift, "float32")
-    assert "accepted" in onnx_folder.too_far(onnx_export.Drift(equal=998, tokens=1000), "float32")
-    assert "accepted" in onnx_folder.too_far(onnx_export.Drift(float("nan"), 1.0), "float32")
-    assert "accepted" in onnx_folder.too_far(onnx_export.Drift(1.0, 1.0, 0.6), "int8")
+    assert "accepted" in onnx_folder.too_far(onnx_graphs.Drift(equal=998, tokens=1000), "float32")
+    assert "accepted" in onnx_folder.too_far(onnx_graphs.Drift(float("nan"), 1.0), "float32")
+    assert "accepted" in onnx_folder.too_far(onnx_graphs.Drift(1.0, 1.0, 0.6), "int8")
 
 
 def test_a_wrong_graph_is_not_left_behind(folder, monkeypatch, tmp_path):
@@ -202,7 +201,7 @@ def test_a_wrong_graph_is_not_left_behind(folder, monkeypatch, tmp_path):
     def other_weights(graph, path, config):
         path.write_bytes(path_of(folder, graph.name).read_bytes())
 
-    monkeypatch.setattr(onnx_export, "write", other_weights)
+    monkeypatch.setattr(onnx_graphs, "write", other_weights)
     torch.manual_seed(1)
     Transformer(2025, 32, 1, 2, 64, max_position_embeddings=17).save_pretrained(tmp_path / "model")
     output = tmp_path / "graphs"
@@ -225,12 +224,12 @@ def test_a_wrong_graph_is_not_left_behind(folder, monkeypatch, tmp_path):
 
 def test_large_weights_stand_beside(folder, networks, monkeypatch, tmp_path):
     """What one file cannot hold has its weights in a second one, which the first names."""
-    monkeypatch.setattr(onnx_export, "ONE_FILE", 1000)
+    monkeypatch.setattr(onnx_graphs, "ONE_FILE", 1000)
     model = onnx_ir.load(path_of(folder, "transformer"))
     path = tmp_path / "transformer.onnx"
-    onnx_export.save(model, path, 1001)
+    onnx_graphs.save(model, path, 1001)
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.data"]
-    drift = onnx_export.measure(graph_of(networks, "transformer"), path)
+    drift = onnx_graphs.measure(graph_of(networks, "transformer"), path)
     assert drift.largest < 2e-4
 
 

@@ -18,11 +18,12 @@ from self_guidance_files import FOLDER, NETWORKS, published, recorded, text, zip
 from wrong_files import FAULTS, Attack, mutated
 
 import convert
-from convert import flax_msgpack, formats, infer, inspection, ledger, rules
+from convert import flax_msgpack, formats, infer, inspection, rules
 from convert.checkpoint import Given
 from convert.files import archive
 from convert.formats.recognise import open_checkpoint, recognise, writers
 from convert.formats.state_dicts import StateDict
+from convert.verification import ledger
 from maskgit_pt import MaskGIT, files
 
 FORM = formats.BY_NAME["unlockmgm"]

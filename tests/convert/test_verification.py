@@ -11,7 +11,8 @@ from recorded import GOLDEN
 
 import convert
 from convert import __main__ as command
-from convert import formats, inspection, ledger, rules, verification
+from convert import formats, inspection, rules
+from convert.verification import ledger, verify
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_published_ranges():
 def test_gains_are_found_in_every_kind():
     model_types = {model.model_type: model for model in ledger.models().values()}
     counts = {
-        model_type: len(verification.norm_gains(model_type, model.config))
+        model_type: len(verify.norm_gains(model_type, model.config))
         for model_type, model in model_types.items()
     }
     assert (
@@ -191,7 +192,7 @@ class TestAgainst:
         whole = GOLDEN / "unlockmgm" / "tiny"
         convert.convert(whole, tmp_path / "frozen", to="flax")
         for files in ((whole, tmp_path / "frozen"), (tmp_path / "frozen", whole)):
-            rows = verification.verify(*files).rows
+            rows = verify.verify(*files).rows
             assert "tensors are equal bit for bit" in rows["agreement"]
             assert "differ" not in rows["agreement"] and "not the same" not in rows["verdict"]
 
@@ -201,7 +202,7 @@ class TestAgainst:
         second.tensors["params/more"] = second.tensors.pop(name)
         third = "params/MlmLayer_0/mlm_ln/bias"
         second.tensors[third] = second.tensors[third][:3]
-        found = verification.compare(first, second)
+        found = verify.compare(first, second)
         assert (found.missing, found.extra) == ((name,), ("params/more",)) and not found.agrees
         assert list(found.misshapen) == [third]
         assert "missing in the other: params/MlmLayer_0/mlm_bias/bias" in str(found)

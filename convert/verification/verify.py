@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import maskgit_pt
-from convert import infer, inspection, ledger, rules
+from convert import infer, inspection, rules
 from convert.checkpoint import Checkpoint, Given
 from convert.files.tensors import one_thread
 from convert.formats.recognise import recognise
-from convert.ledger import Entry, Ranges
 from convert.rules import abbreviate
+from convert.verification import ledger
+from convert.verification.ledger import Entry, Ranges
 from maskgit_pt.files import path_sha256
 from maskgit_pt.nets.halton_transformer import RMSNorm
 from maskgit_pt.pretrained import without_values
