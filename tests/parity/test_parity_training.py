@@ -69,6 +69,9 @@ def test_five_steps_of_tokenizer_and_discriminator(tokenizer):
     gradients = [r for name, r in records.items() if ": gradient of " in name]
     assert len(gradients) > 50 and all(record.max_abs <= 1e-5 for record in gradients)
     assert sum(name.startswith("indices, step") for name in records) == 5
+
+
+def test_faults_in_training_tokenizer_and_discriminator(tokenizer):
     faults = list(tokenizer.faults())
     assert len(faults) == 3 and all(record.passed and record.control for record in faults)
 

@@ -4,7 +4,6 @@ import contextlib
 import io
 
 import numpy as np
-import prdc
 import pytest
 import scipy.linalg
 import torch
@@ -43,6 +42,8 @@ def feature_sets(seed: int, kind: str, dtype: str, D: int) -> tuple[np.ndarray, 
 
 def independent(samples: np.ndarray, reference: np.ndarray, k: int) -> dict[str, float]:
     """Precision and recall of torch-fidelity, density and coverage of prdc."""
+    import prdc  # with scikit-learn: a second
+
     with contextlib.redirect_stdout(io.StringIO()):
         found = prdc.compute_prdc(reference, samples, k)
     # In float64: torch's float32 distances are off by 1e-3 for the nearest of neighbours.
