@@ -31,14 +31,15 @@ class SamplerControls:
 
     Args:
       name: tells the elements of one from those of another: in ids of the page.
-      editing: whether the defaults are those of editing.
       max_steps: the most steps that the model allows.
+      editing: whether the defaults are those of editing.
+      sampler: the one that is chosen at first.
 
     Attributes:
       components: to be listed among an event's inputs; `settings` takes their values.
     """
 
-    def __init__(self, name: str, max_steps: int, editing: bool = False):
+    def __init__(self, name: str, max_steps: int, editing: bool = False, sampler: str = "official"):
         self._max_steps = max_steps
         self._steps = 12 if editing else None
         self.names = list(
@@ -46,14 +47,15 @@ class SamplerControls:
                 [name for cls in samplers.SAMPLERS.values() for name in fields(cls)] + list(_OF_ALL)
             )
         )
-        first = next(iter(samplers.SAMPLERS))
         self.sampler = gr.Dropdown(
-            list(samplers.SAMPLERS), value=first, label="Sampler", elem_id=f"{name}-sampler"
+            list(samplers.SAMPLERS), value=sampler, label="Sampler", elem_id=f"{name}-sampler"
         )
         with gr.Accordion("Settings of the sampler", open=False):
-            self.settings_of = [self._component(name, setting, first) for setting in self.names]
+            self.settings_of = [self._component(name, setting, sampler) for setting in self.names]
         self.components = [self.sampler, *self.settings_of]
-        self.sampler.change(self._show, self.sampler, self.settings_of, show_progress="hidden")
+        self.sampler.change(
+            self._show, self.sampler, self.settings_of, show_progress="hidden", api_name=False
+        )
 
     def settings(self, sampler: str, *values: Any) -> Settings:
         """The settings of `MaskGIT.decoding` from the values of `components`; defaults are left out."""

@@ -12,6 +12,7 @@ from PIL import Image
 from maskgit_pt import editing
 from maskgit_pt.studio import pictures
 from maskgit_pt.studio.controls import SamplerControls, class_search
+from maskgit_pt.studio.drafts import NAME_OF_TAB, Draft, Drafts
 from maskgit_pt.studio.jobs import Jobs
 from maskgit_pt.studio.view import (
     MAX_IMAGES,
@@ -24,6 +25,7 @@ from maskgit_pt.studio.view import (
 from maskgit_pt.utils import Bbox
 
 MAX_PIXELS = 50_000_000
+_BRUSH = "#d63031"
 # Pixels of the longer side in the browser; masks are brought back to the photo's size.
 _EDITOR = 1280
 
@@ -32,11 +34,14 @@ class EditTab:
     """Builds the tab, and does what is asked for on it.
 
     The browser is only asked for the mask. The photo itself is read from the file that was dropped, so that
-    what is not regenerated stays as it is, bit for bit, whatever the browser shows.
+    what is not regenerated stays as it is, bit for bit, whatever the browser shows. What is begun is kept as
+    a draft, and is there again after a reload.
     """
 
-    def __init__(self, jobs: Jobs):
+    def __init__(self, jobs: Jobs, blocks: gr.Blocks):
         self.jobs, self.model = jobs, jobs.engine.model
+        self.drafts = Drafts(jobs.history.folder / "drafts")
+        self.draft = gr.State("")  # its name
         self.photos = gr.State([])  # paths; the last is the present one
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -62,7 +67,9 @@ class EditTab:
                 self.editor = gr.ImageEditor(
                     label="Paint what is to be regenerated", type="pil", layers=False,
                     transforms=(), sources=(), format="png", height=480, elem_id="edit-editor",
-                    brush=gr.Brush(colors=["#d63031"], default_size=40, color_mode="fixed"),
+                    # Less than any photo: paint on a photo below this size would be restored displaced.
+                    canvas_size=(16, 16),
+                    brush=gr.Brush(colors=[_BRUSH], default_size=40, color_mode="fixed"),
                 )  # fmt: skip
                 self.cover = gr.Image(
                     label="Tokens that will be regenerated (red), and the square that the model sees",
@@ -87,15 +94,20 @@ class EditTab:
         self.results = gr.State([])
         self.selected = gr.State(0)
         self._connect(go, stop, use, undo)
+        asked = gr.Textbox(visible=False)  # carries the name from the browser
+        blocks.load(
+            self._restore, asked, [self.draft, *self.shown], js=NAME_OF_TAB, api_name=False,
+            show_progress="hidden",
+        )  # fmt: skip
 
     def _connect(self, go: gr.Button, stop: gr.Button, use: gr.Button, undo: gr.Button) -> None:
-        shown = [self.photos, self.editor, self.cover, self.box, self.margins]
-        self.file.upload(self._upload, [self.file], shown, api_name=False)
+        self.shown = shown = [self.photos, self.editor, self.cover, self.box, self.margins]
+        self.file.upload(self._upload, [self.draft, self.file], shown, api_name=False)
         watched = [self.photos, self.editor, self.box, self.margins]
         for component in (self.editor, self.box, self.margins):
             component.change(
-                self._preview, watched, self.cover, show_progress="hidden", api_name=False,
-                trigger_mode="always_last", concurrency_limit=None,
+                self._changed, [self.draft, *watched], self.cover, show_progress="hidden",
+                api_name=False, trigger_mode="always_last", concurrency_limit=None,
             )  # fmt: skip
         inputs = [*watched, self.label, self.count, self.seed, self.lock, self.guesses]
         inputs += self.controls.components
@@ -105,24 +117,51 @@ class EditTab:
         self.view.images.select(
             self._select, [self.photos, self.results], [self.slider, self.selected], api_name=False
         )
-        use.click(self._use, [self.photos, self.results, self.selected], shown, api_name=False)
-        undo.click(self._undo, [self.photos], shown, api_name=False)
+        results = [self.draft, self.photos, self.results, self.selected]
+        use.click(self._use, results, shown, api_name=False)
+        undo.click(
+            self._undo, [self.draft, self.photos], shown, api_name=False, trigger_mode="multiple"
+        )
 
-    def _upload(self, path: str | None) -> dict[Any, Any]:
+    def _upload(self, name: str, path: str | None) -> dict[Any, Any]:
         if path is None:
             return {}
         with one_line_errors():
-            return self._show([str(path)])
+            return self._begin(name, [str(path)])
 
-    def _show(self, photos: list[str]) -> dict[Any, Any]:
-        photo = _small(_read(photos[-1]))
+    def _begin(self, name: str, photos: list[str]) -> dict[Any, Any]:
+        """A photo on which nothing is painted yet."""
+        draft = Draft(photos)
+        shown = self._show(draft)
+        self.drafts.keep(name, draft)
+        return shown
+
+    def _restore(self, name: str) -> dict[Any, Any]:
+        """What stood here before the page was reloaded."""
+        draft = self.drafts.read(name)
+        return {self.draft: name} | ({} if draft is None else self._show(draft))
+
+    def _show(self, draft: Draft) -> dict[Any, Any]:
+        photo, layers = pictures.to_send(_small(_read(draft.photos[-1]))), []
+        if draft.mask is not None and draft.mask.shape == photo.size[::-1]:
+            alpha = Image.fromarray(draft.mask).convert("L")
+            layers = [Image.new("RGBA", photo.size, _BRUSH)]
+            layers[0].putalpha(alpha)
+        painted = {"background": photo, "layers": layers, "composite": photo}
         return {
-            self.photos: photos,
-            self.editor: {"background": photo, "layers": [], "composite": photo},
-            self.cover: gr.update(value=None, visible=False),
-            self.box: "",
-            self.margins: "",
+            self.photos: draft.photos,
+            self.editor: painted,
+            self.cover: self._preview(draft.photos, painted, draft.box, draft.margins),
+            self.box: draft.box,
+            self.margins: draft.margins,
         }
+
+    def _changed(self, name: str, photos: list[str], painted: dict | None, box: str, margins: str):
+        if photos:
+            layers = [np.asarray(layer.getchannel("A")) > 0 for layer in _layers(painted)]
+            mask = np.logical_or.reduce(layers) if layers else None
+            self.drafts.keep(name, Draft(photos, box, margins, mask))
+        return self._preview(photos, painted, box, margins)
 
     def _preview(self, photos: list[str], painted: dict | None, box: str, margins: str) -> Any:
         """The photo with what the brush, the box or the margins really cover."""
@@ -140,7 +179,7 @@ class EditTab:
         except ValueError:
             return gr.update(visible=False)  # nothing painted yet, or half a box typed
         picture = pictures.covered_tokens(_small(array), array.shape[:2], crop, tokens)
-        return gr.update(value=picture, visible=True)
+        return gr.update(value=pictures.to_send(picture), visible=True)
 
     def _edit(self, photos, painted, box, margins, label, count, seed, lock, guesses, *values):
         seed = next_seed(seed, lock)
@@ -186,17 +225,17 @@ class EditTab:
             self.selected: event.index,
         }
 
-    def _use(self, photos: list[str], results: list[str], selected: int) -> dict[Any, Any]:
+    def _use(self, name: str, photos: list[str], results: list[str], selected: int):
         with one_line_errors():
             if not results:
                 raise ValueError("there is no result yet")
-            return self._show([*photos, results[selected]])
+            return self._begin(name, [*photos, results[selected]])
 
-    def _undo(self, photos: list[str]) -> dict[Any, Any]:
+    def _undo(self, name: str, photos: list[str]) -> dict[Any, Any]:
         with one_line_errors():
             if len(photos) < 2:
                 raise ValueError("this is the first photo")
-            return self._show(photos[:-1])
+            return self._begin(name, photos[:-1])
 
 
 def _read(path: str) -> np.ndarray:
@@ -238,12 +277,17 @@ def _masked(
         found = Bbox(*_numbers(box, "box"))
         return array, editing.box_mask(found, array.shape[:2]), found
     pixels = np.zeros(array.shape[:2], bool)
-    for layer in (painted or {}).get("layers") or []:
-        alpha = layer.convert("RGBA").getchannel("A")
+    for layer in _layers(painted):
+        alpha = layer.getchannel("A")
         if alpha.size != (array.shape[1], array.shape[0]):
             alpha = alpha.resize((array.shape[1], array.shape[0]), Image.Resampling.NEAREST)
         pixels |= np.asarray(alpha) > 0
     return array, pixels, None
+
+
+def _layers(painted: dict | None) -> list[Image.Image]:
+    """What is painted, RGBA, at the size of the browser's canvas."""
+    return [layer.convert("RGBA") for layer in (painted or {}).get("layers") or []]
 
 
 def _numbers(text: str, what: str) -> tuple[int, int, int, int]:

@@ -50,12 +50,12 @@ class Jobs:
     def run(
         self, job: sample.Job, title: str, show_guesses: bool
     ) -> Iterator[tuple[Image.Image | None, str, Entry | None]]:
-        """Runs a job; yields the picture, a line about it, and at the end the entry.
+        """Runs a job; yields the picture if it is a new one, a line about it, and at the end the entry.
 
         Raises:
           gr.Error: with one line of what went wrong.
         """
-        picture, line, entry = None, "", None
+        line, entry = "", None
         output = job.asked.output
         try:
             for update in self.engine.run(
@@ -67,16 +67,15 @@ class Jobs:
                 if isinstance(update, Entry):
                     entry = update
                     continue
-                picture = update.picture
                 line = (
                     f"{job.asked.num_samples / update.seconds:.2f} images/s, {update.seconds:.1f} s"
                 )
-                yield picture, f"step {update.step} of {update.steps}", None
+                yield update.picture, f"step {update.step} of {update.steps}", None
         except Cancelled as reason:
-            yield picture, str(reason), None
+            yield None, str(reason), None
             return
         except (ValueError, OSError) as error:
             raise gr.Error(
                 " ".join(str(error).split()), duration=30, print_exception=False
             ) from None
-        yield picture, line, entry
+        yield None, line, entry

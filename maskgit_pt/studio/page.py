@@ -20,16 +20,20 @@ from maskgit_pt.studio.view import (
 )
 
 CSS = """
-.gradio-container {max-width: 1200px !important; margin: auto !important}
+.gradio-container {width: 100% !important; max-width: 1200px !important; margin: auto !important}
 @media (max-width: 600px) {
   .gradio-container, .gradio-container .app, .gradio-container main {
     max-width: 100vw !important; padding: 6px !important; box-sizing: border-box}
   .gradio-container main *, .gradio-container main {min-width: 0}
+  .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}
 }
 #notice {opacity: .8}
-.grid-wrap.fixed-height {min-height: 0 !important}
+.grid-wrap, .grid-wrap.fixed-height {min-height: 0 !important; max-height: none !important}
+.gallery-item .thumbnail-lg {max-height: 420px}
 """
 TINY_CSS = ".gradio-container img {image-rendering: pixelated}"  # for images of few pixels
+
+SHOW_API = "() => document.querySelector('footer .show-api').click()"  # an address does not open it
 
 
 class Page(Jobs):
@@ -57,7 +61,7 @@ class Page(Jobs):
                 with gr.Tab("Generate"):
                     self._generate_tab()
                 with gr.Tab("Edit"):
-                    EditTab(self)
+                    EditTab(self, blocks)
                 with gr.Tab("Compare"):
                     self._compare_tab()
                 with gr.Tab("History") as history:
@@ -104,15 +108,17 @@ class Page(Jobs):
             )
             seed, lock = seed_controls("compare")
         with gr.Row():
-            sides = []
-            for name in ("A", "B"):
-                with gr.Column(min_width=280):
-                    gr.Markdown(f"### {name}")
-                    controls = SamplerControls(f"compare-{name}", self.engine.model.num_tokens)
-                    sides.append((name, controls, ResultView(f"compare-{name}")))
-        with gr.Row():
             go = gr.Button("Compare", variant="primary", elem_id="compare-go")
             stop = gr.Button("Cancel", elem_id="compare-cancel")
+        with gr.Row():
+            sides = []
+            for name, sampler in (("A", "official"), ("B", "halton")):
+                with gr.Column(min_width=280):
+                    gr.Markdown(f"### {name}")
+                    controls = SamplerControls(
+                        f"compare-{name}", self.engine.model.num_tokens, sampler=sampler
+                    )
+                    sides.append((name, controls, ResultView(f"compare-{name}")))
         middle = 1 + len(sides[0][1].names)
 
         def compare(label, count, seed, lock, *values):
@@ -149,10 +155,11 @@ class Page(Jobs):
             code = gr.Code(
                 label="The same in Python", language="python", lines=1, max_lines=8, wrap_lines=True
             )
-            gr.Markdown(
-                "[How the Python interface works](?view=api) · `settings.json` is in the archive"
+            api = gr.Button("How a program calls this page", elem_id="history-api")
+            api.click(None, js=SHOW_API)
+            download = gr.DownloadButton(
+                "Download (images with metadata, settings)", elem_id="history-download"
             )
-            download = gr.DownloadButton("Download (images with metadata, settings)")
 
         def listed():
             entries = self.history.entries()

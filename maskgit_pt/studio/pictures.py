@@ -1,5 +1,7 @@
 """What the page draws: guesses with masked tokens covered, images side by side, tokens over a photo."""
 
+import secrets
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -27,6 +29,16 @@ def enlarge(image: Image.Image) -> Image.Image:
     shape = tuple(max(1, round(side * scale)) for side in image.size)
     nearest = Image.Resampling.NEAREST
     return image.resize(shape, nearest if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def to_send(picture: Image.Image) -> Image.Image:
+    """A copy whose PNG file is like no other, for the browser.
+
+    Gradio writes equal pictures to one file, in place. A browser that reads it at that moment shows nothing.
+    """
+    picture = picture.copy()
+    picture.info["sent"] = secrets.token_hex(8)
+    return picture
 
 
 def guesses(masks: Tensor, images: Tensor | None, image_size: int) -> list[Image.Image]:

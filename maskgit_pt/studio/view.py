@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from maskgit_pt.studio import pictures
 from maskgit_pt.studio.engine import Engine
 from maskgit_pt.studio.history import Entry
 
@@ -39,7 +40,7 @@ class ResultView:
             object_fit="contain",
             elem_id=f"{name}-images",
         )
-        self.command = code_box(visible=False)
+        self.command = code_box(visible=False, elem_id=f"{name}-command")
         self.folder = gr.State("")
         self.seed: gr.Number | None = None
         self.scrubber.change(
@@ -69,7 +70,7 @@ class ResultView:
         """The values of `outputs` after a step, and with an entry at the end."""
         values: dict[Any, Any] = {self.line: line}
         if picture is not None:
-            values[self.picture] = picture
+            values[self.picture] = pictures.to_send(picture)
         if entry is not None:
             count = len(entry.steps)
             values |= {

@@ -94,8 +94,8 @@ def edit(page, photo, monkeypatch, painted=None, box="", margins=""):
 
 def _noting(cls, made):
     class Noting(cls):
-        def __init__(self, page):
-            super().__init__(page)
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
             made.append(self)
 
     return Noting

@@ -4,7 +4,11 @@ By default one visit at the width of a desk runs, in one page: a browser without
 others are marked slow.
 """
 
+import contextlib
+import dataclasses
 import hashlib
+import io
+import json
 import re
 import shlex
 import shutil
@@ -13,6 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +30,7 @@ pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from maskgit_pt.model_settings import ModelSettings  # noqa: E402
+from maskgit_pt.nets.maskgit_transformer import Transformer  # noqa: E402
 from maskgit_pt.studio import __main__ as program  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -54,10 +60,10 @@ MODELS = ModelSettings(
 class Studio:
     """A served page, and the folder that it keeps its history in."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, models: ModelSettings = MODELS):
         self.port = _free_port()
         self.asked = program.StudioSettings(output=str(folder), port=self.port)
-        self.page = program.make_page(MODELS, self.asked, "")
+        self.page = program.make_page(models, self.asked, "")
         self.blocks = program.serve(self.page, self.asked, prevent_thread_lock=True, quiet=True)
 
     @property
@@ -89,19 +95,32 @@ def browser():
 @pytest.fixture
 def tab(request, browser, studio):
     """An open page; what the browser complains of fails the test."""
-    page = browser.new_page(viewport={"width": request.param, "height": 900})
+    context = browser.new_context(viewport={"width": request.param, "height": 900})
+    page = context.new_page()
     page.set_default_timeout(PATIENCE)
     complaints = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(studio.url)
     page.wait_for_selector("#generate-go")
     yield page
-    page.close()
+    context.close()
     assert not complaints
 
 
 def open_tab(page, name: str) -> None:
     page.get_by_role("tab", name=name).first.click()
+
+
+def choose(page, place: str, text: str) -> None:
+    """Types into a list that narrows, and takes the only one that is then there."""
+    field = page.locator(f"{place} input").first
+    field.click()
+    field.fill("")
+    field.press_sequentially(text)  # the list narrows with the keys
+    options = page.locator(f"{place} [role=option]")
+    playwright.expect(options).to_have_count(1, timeout=PATIENCE)
+    playwright.expect(options).to_contain_text(text)
+    options.click()
 
 
 def number(page, place: str, value: int) -> None:
@@ -124,8 +143,19 @@ def generate(page, seed: int, count: int = 2, place: str = "generate") -> None:
     number(page, f"#{place}-count", count)
     page.click(f"#{place}-go")
     page.wait_for_selector(f"#{place}-picture img")  # while it decodes
+    command = page.locator(f"#{place}-command", has_text=re.compile(rf"--seed={seed}\b"))
+    playwright.expect(command).to_be_visible(timeout=PATIENCE)  # not that of the images before
     page.wait_for_selector(f"#{place}-images img")
     wait_for_line(page, f"#{place}", "images/s")
+
+
+def wait_until(page, holds) -> None:
+    """Waits until something holds that the page does not show."""
+    for _ in range(PATIENCE // 200):
+        if holds():
+            return
+        page.wait_for_timeout(200)
+    raise TimeoutError("it never held")
 
 
 def expect_complaint(page, text: str) -> None:
@@ -153,8 +183,14 @@ def drop(page, photo: Path) -> None:
     """Gives the page a photo, and waits until it has been drawn."""
     open_tab(page, "Edit")
     page.set_input_files("#edit-file input[type=file]", str(photo))
+    wait_for_photo(page)
+
+
+def wait_for_photo(page) -> None:
+    """Waits until the editor has drawn a photo, which is not white all over."""
     page.wait_for_function(DRAWN)
-    page.wait_for_timeout(1500)  # the editor draws the photo
+    canvas = page.locator("#edit-editor canvas").first
+    wait_until(page, lambda: np.asarray(Image.open(io.BytesIO(canvas.screenshot()))).std() > 20)
 
 
 DRAWN = """() => {
@@ -268,13 +304,52 @@ def test_reload_loses_nothing(tab, studio):
     tab.wait_for_selector("#generate-picture img")
     tab.reload()
     tab.wait_for_selector("#generate-go")
-    while len(studio.page.history.entries()) == before:
-        tab.wait_for_timeout(200)
+    wait_until(tab, lambda: len(studio.page.history.entries()) > before)
     open_tab(tab, "History")
     playwright.expect(tab.locator("#history-gallery .thumbnail-item")).to_have_count(before + 1)
     tab.locator("#history-gallery .thumbnail-item").first.click()
     tab.wait_for_selector("#history-images img")
     assert "maskgit-sample" in tab.content()
+
+
+@SLOW
+@both_widths
+def test_reload_keeps_what_is_painted(tab, studio, photo):
+    """The photo, the paint and what is typed are there again, and give the same edit."""
+    drop(tab, photo)
+    paint(tab)
+    tab.wait_for_selector("#edit-cover img")
+    generate(tab, 5, count=1, place="edit")
+    first = newest(studio)
+    tab.locator("#edit-extend textarea, #edit-extend input").first.fill("0, 0, 40, 0")
+    drafts = studio.page.history.folder / "drafts"
+    wait_until(tab, lambda: any("0, 0, 40, 0" in p.read_text() for p in drafts.glob("*.json")))
+    for _ in range(2):
+        tab.reload()
+        open_tab(tab, "Edit")
+        wait_for_photo(tab)
+        margins = tab.locator("#edit-extend textarea, #edit-extend input").first
+        playwright.expect(margins).to_have_value("0, 0, 40, 0", timeout=PATIENCE)
+        tab.wait_for_selector("#edit-cover img")
+    margins.fill("")
+    generate(tab, 5, count=1, place="edit")
+    again = newest(studio)
+    assert again.folder != first.folder
+    for name in ("mask.png", first.images[0].name):
+        assert (again.folder / name).read_bytes() == (first.folder / name).read_bytes()
+    check_outside(studio, photo, again)
+    paint(tab, eraser=True, dy=-8)  # what was painted before the reload can be taken away
+    generate(tab, 6, count=1, place="edit")
+    whole, part = (
+        np.asarray(Image.open(entry.folder / "mask.png")) for entry in (again, newest(studio))
+    )
+    assert 0 < part.sum() < whole.sum() and not (part & ~whole).any()
+
+    other = tab.context.new_page()  # another tab has its own photo, or none
+    other.goto(studio.url)
+    open_tab(other, "Edit")
+    other.click("#edit-go")
+    expect_complaint(other, "there is no photo yet")
 
 
 @SLOW
@@ -336,6 +411,12 @@ def test_compare(tab, studio):
     number(tab, "#compare-count", 2)
     tab.click("#compare-go")
     wait_for_line(tab, "#compare-B", "images/s")
+    commands = [entry.command for entry in studio.page.history.entries()[:2]]
+    assert "--sampler=halton" in commands[0] and "--sampler=official" in commands[1]
+    choose(tab, "#compare-B-sampler", "official")
+    tab.click("#compare-go")
+    wait_for_line(tab, "#compare-B", "waiting|step")
+    wait_for_line(tab, "#compare-B", "images/s")
     first, second = studio.page.history.entries()[:2]
     assert {first.title[-1], second.title[-1]} == {"A", "B"}
     # The same settings and seed give the same images.
@@ -352,10 +433,55 @@ def test_cancel(tab, studio):
     tab.wait_for_selector("#generate-picture img")
     tab.click("#generate-cancel")
     wait_for_line(tab, "#generate", "cancelled")
-    while studio.page.engine.busy:
-        tab.wait_for_timeout(100)
+    wait_until(tab, lambda: not studio.page.engine.busy)
     assert len(studio.page.history.entries()) == before
     generate(tab, 3)  # the next job is not cancelled
+
+
+@SLOW
+def test_from_a_wordnet_id_to_the_download(browser, tmp_path):
+    """A class by its WordNet id; its archive holds metadata; the API's page opens."""
+    transformer = Transformer(32 + 1000 + 1, 32, 1, 2, 64, max_position_embeddings=17)
+    transformer.save_pretrained(tmp_path / "transformer")
+    models = dataclasses.replace(MODELS, model=str(tmp_path / "transformer"))
+    server = Studio(tmp_path / "studio", models)
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(server.url)
+    choose(page, "#generate-class", "n02099601")
+    generate(page, 3, count=1)
+    assert "--labels=207" in newest(server).command
+
+    open_tab(page, "History")
+    page.locator("#history-gallery .thumbnail-item").first.click()
+    page.wait_for_selector("#history-images img")
+    button = page.locator("#history-download")
+    playwright.expect(button).to_be_enabled(timeout=PATIENCE)
+    with page.expect_download() as download:
+        button.click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        archive.extractall(tmp_path)
+    (image,) = (tmp_path / "maskgit_0001").glob("*.png")
+    text = Image.open(image).text
+    assert text["label"] == "207" and text["class"] == "golden retriever" and text["tokens"]
+    assert json.loads((image.parent / "settings.json").read_text())
+
+    page.click("#history-api")
+    playwright.expect(page.get_by_text("/generate").first).to_be_visible(timeout=PATIENCE)
+    playwright.expect(page.get_by_text("2 API endpoints").first).to_be_visible()
+    page.close()
+    server.blocks.close()
+
+
+@contextlib.contextmanager
+def served(command: list[str], port: int):
+    """A server of its own process, which is killed at the end."""
+    with subprocess.Popen(command, cwd=ROOT) as server:
+        try:
+            _wait_for(port)
+            yield
+        finally:
+            server.kill()
 
 
 @SLOW
@@ -367,22 +493,18 @@ def test_a_killed_server_has_its_history_again(browser, tmp_path):
     command += ["--threads=1", f"--output={tmp_path / 'kept'}"]
     page = browser.new_page()
     page.set_default_timeout(PATIENCE)
-    with subprocess.Popen(command, cwd=ROOT) as server:
-        _wait_for(port)
+    with served(command, port):
         page.goto(f"http://127.0.0.1:{port}/")
         generate(page, 1)
         number(page, "#generate-count", 16)
         page.click("#generate-go")
         wait_for_line(page, "#generate", "step")
-        server.kill()
-    with subprocess.Popen(command, cwd=ROOT) as server:
-        _wait_for(port)
+    with served(command, port):
         page.goto(f"http://127.0.0.1:{port}/")
         open_tab(page, "History")
         playwright.expect(page.locator("#history-gallery .thumbnail-item")).to_have_count(1)
         open_tab(page, "Generate")
         generate(page, 2)
-        server.terminate()
     page.close()
 
 
