@@ -54,8 +54,9 @@ class SamplerControls:
             self.settings_of = [self._component(name, setting, sampler) for setting in self.names]
         self.components = [self.sampler, *self.settings_of]
         self.sampler.change(
-            self._show, self.sampler, self.settings_of, show_progress="hidden", api_name=False
-        )
+            self._show, self.sampler, self.settings_of, show_progress="hidden", api_name=False,
+            queue=False,
+        )  # fmt: skip
 
     def settings(self, sampler: str, *values: Any) -> Settings:
         """The settings of `MaskGIT.decoding` from the values of `components`; defaults are left out."""

@@ -413,7 +413,9 @@ def test_compare(tab, studio):
     wait_for_line(tab, "#compare-B", "images/s")
     commands = [entry.command for entry in studio.page.history.entries()[:2]]
     assert "--sampler=halton" in commands[0] and "--sampler=official" in commands[1]
-    choose(tab, "#compare-B-sampler", "official")
+    with tab.expect_response(lambda response: "/run/" in response.url):  # with its settings
+        choose(tab, "#compare-B-sampler", "official")
+    tab.wait_for_timeout(1000)
     tab.click("#compare-go")
     wait_for_line(tab, "#compare-B", "waiting|step")
     wait_for_line(tab, "#compare-B", "images/s")
