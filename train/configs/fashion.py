@@ -3,7 +3,7 @@
     maskgit-train --config=fashion --output=RUN --config.data.tokens=tokens --config.tokenizer=tokenizer
 
 Cost: about fourteen minutes on two CPU cores with bfloat16 units. Part of `maskgit-demo`.
-Expected: images that one recognises, with guidance 2 and 8 steps.
+Expected: images that one recognises, with guidance 2, noise 12 on the confidence, and 8 steps.
 """
 
 import ml_collections
@@ -29,5 +29,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.update(crop="center", num_workers=1)
     config.transformer.update(num_layers=4, num_embeds=128, intermediate_size=512, num_heads=4)
     config.optimizer.update(lr=2e-3, warmup_steps=250, lr_schedule="cosine")
-    config.sampling.update(steps=8, guidance=2.0)
+    config.sampling.update(steps=8, guidance=2.0, choice_temperature=12.0)
     return config

@@ -53,8 +53,7 @@ class DataSet:
       title: for the page.
       source: whose it is, in a sentence.
       class_names: in the order of the labels.
-      tokenizer_recipe, recipe: of `train/configs`.
-      guidance: of the samples; they have 8 steps.
+      tokenizer_recipe, recipe: of `train/configs`; samples are drawn as the recipe draws its pictures.
       flip: whether a mirrored image shows the same.
       training_part: what the tokenizer is trained on: "train", or "shifted".
       load: from `--files` (None: look in the usual places), whether to download, and the seed, the parts.
@@ -65,7 +64,6 @@ class DataSet:
     class_names: tuple[str, ...]
     tokenizer_recipe: str
     recipe: str
-    guidance: int
     flip: bool
     training_part: str
     load: Callable[[str | None, bool, int], dict[str, Part]]
@@ -246,11 +244,11 @@ DATA_SETS = {
     "fashion": DataSet(
         "photographs of clothes",
         "Fashion-MNIST (Zalando Research, MIT licence): 70,000 photographs, 28 x 28 pixels, ten classes",
-        FASHION_CLASSES, "fashion_tokenizer", "fashion", 2, True, "train", load_fashion,
+        FASHION_CLASSES, "fashion_tokenizer", "fashion", True, "train", load_fashion,
     ),
     "digits": DataSet(
         "handwritten digits",
         "scikit-learn's handwritten digits (UCI, E. Alpaydin and C. Kaynak): 1,797 of 8 x 8 pixels",
-        tuple(map(str, range(10))), "digits_tokenizer", "digits", 1, False, "shifted", load_digits,
+        tuple(map(str, range(10))), "digits_tokenizer", "digits", False, "shifted", load_digits,
     ),
 }  # fmt: skip

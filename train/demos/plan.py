@@ -13,7 +13,6 @@ from train.demos.settings import DemoSettings
 from train.demos.stages import Command, Stages, spread
 from train.evaluation import manifold
 
-STEPS = 8  # of a sample
 _NUM_SAMPLES = {"digits": 1000}
 _DEFAULT_SAMPLES = 2000
 _SHOWN_STEPS = 3  # images whose steps are drawn
@@ -164,7 +163,7 @@ class Plan:
 
     def samples(self) -> list[Command]:
         """Those that are scored, and a few with their steps."""
-        settings = [f"--steps={STEPS}", f"--guidance={self.data.guidance}"]
+        settings = [f"--{name}={value}" for name, value in sorted(self.recipe.sampling.items())]
         settings += [f"--seed={self.settings.seed}"]
         settings += [f"--{kind}={self.folder / name}" for kind, name in (
             ("model", "transformer"), ("tokenizer", "tokenizer"))]  # fmt: skip
@@ -284,7 +283,7 @@ class Plan:
 
     def left(self, counts: dict[str, int], after_tokens: bool) -> float:
         """Seconds that are left for training."""
-        passes = STEPS * (2 if self.data.guidance else 1)
+        passes = self.recipe.sampling.steps * (2 if self.recipe.sampling.guidance else 1)
         train = 0 if after_tokens else counts["train"]
         sizes = pace.Sizes(train, counts["test"], self.num_samples, passes)
         return self.settings.minutes * 60 - self.stages.seconds - sizes.seconds(self.rates())
