@@ -13,7 +13,8 @@ from maskgit_pt.configs import vqgan_config
 from maskgit_pt.nets.self_guidance import SelfGuidedTransformer
 
 _LATER = re.compile(
-    r"\.(res_blocks|layers|transformer_layers|block|upsample_convs|down|up|mid)\.[1-9]\d*\b"
+    r"(?:^|\.)(res_blocks|layers|transformer_layers|blocks?|upsample_convs|down|up|mid)\.[1-9]\d*\b"
+    r"|TransformerLayer_[1-9]"
 )
 
 

@@ -5,6 +5,7 @@ import configparser
 import importlib
 import json
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -295,3 +296,11 @@ def test_the_recipe_of_the_house_works(tmp_path, capsys):
     assert train_command.cli(arguments) == 0, capsys.readouterr().err
     assert "transformer.num_embeds = 384" in capsys.readouterr().out
     assert train_command.cli([*arguments, "--config.num_clas=3"]) == 2
+
+
+def test_the_tables_show_the_first_of_numbered_layers():
+    tables = runpy.run_path(str(ROOT / "docs" / "tensor_tables.py"))
+    for model_type, config in tables["published"]().values():
+        text = tables["table"](tables["own_rows"](model_type, config), "ours")
+        assert "layers.1." not in text and "TransformerLayer_1" not in text
+        assert "layers.0." in text or model_type == "maskgit_vqvae"

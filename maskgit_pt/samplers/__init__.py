@@ -7,6 +7,7 @@
 - "moment", "moment-halton": positions are chosen before their tokens are drawn;
 - "remdm": with remasking;
 - "mage": MAGE's form of Google's decoding;
+- "self-guidance": UnlockMGM's, which repels the guess of its own guidance module;
 - "dimo": all at once, for generators distilled to one step.
 
 A new sampler is a dataclass that extends `base.Sampler`, entered in `SAMPLERS`.
