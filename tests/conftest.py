@@ -39,7 +39,10 @@ def foreign_files(tmp_path_factory) -> Path:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two workers for the default tests; none for full-size or GPU checks, a debugger, or `-s`."""
+    """Workers of the default tests; none for full-size or GPU checks, a debugger, or `-s`.
+
+    Three keep two cores busy: a fifth of the time a test waits, for a process or for a browser.
+    """
     selected = config.option.markexpr
     alone = selected and "not slow" not in selected
-    return 0 if alone or config.option.usepdb or config.option.capture == "no" else 2
+    return 0 if alone or config.option.usepdb or config.option.capture == "no" else 3
