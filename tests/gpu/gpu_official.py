@@ -104,9 +104,10 @@ def _their_sampling(code: Any, model: MaskGIT) -> Callable[[Tensor], Any]:
     tokenizer = code.tokenizer(ml_collections.ConfigDict(model.tokenizer.to_config()))
     weights = [
         traverse_util.unflatten_dict(
-            rules.to_official(network.state_dict(), kind, network.to_config()), sep="/"
+            rules.to_official(network.state_dict(), network.model_type, network.to_config()),
+            sep="/",
         )
-        for kind, network in (("transformer", model.transformer), ("tokenizer", model.tokenizer))
+        for network in (model.transformer, model.tokenizer)
     ]
 
     def sample(weights: list, tokens: Any, key: Any) -> Any:
