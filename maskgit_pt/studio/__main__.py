@@ -1,5 +1,6 @@
 """Command line: `maskgit-studio`, a page in the browser to generate and edit."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -68,6 +69,7 @@ def main() -> int:
 def serve(made, asked: StudioSettings, **options):
     """Serves a page from `make_page`; returns it. `options` are further ones of Gradio's `launch`."""
     blocks = made.build()
+    _import_matplotlib()
     blocks.launch(
         server_name=_host(asked),
         server_port=asked.port,
@@ -82,6 +84,13 @@ def serve(made, asked: StudioSettings, **options):
         **options,
     )
     return blocks
+
+
+def _import_matplotlib() -> None:
+    """Where it is installed, Gradio does so in the first event, and for a second answers nobody."""
+    os.environ.setdefault("MPLBACKEND", "agg")  # else it looks for a screen, which takes longest
+    with contextlib.suppress(ImportError):
+        importlib.import_module("matplotlib")
 
 
 def _host(asked: StudioSettings) -> str:

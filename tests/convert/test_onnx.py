@@ -6,9 +6,6 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-import onnx
-import onnx_ir
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -62,7 +59,9 @@ def folder(networks, tmp_path_factory) -> Path:
     return folder
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
+def session(path: Path):
+    import onnxruntime
+
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
@@ -105,6 +104,8 @@ def path_of(folder: Path, name: str) -> Path:
 )
 def test_graphs(folder, networks, name, inputs, outputs):
     """Inputs and outputs as documented; valid; without traces of where they were made; as PyTorch."""
+    import onnx
+
     path = path_of(folder, name)
     opened = session(path)
     assert {value.name: value.shape for value in opened.get_inputs()} == inputs
@@ -224,6 +225,8 @@ def test_a_wrong_graph_is_not_left_behind(folder, monkeypatch, tmp_path):
 
 def test_large_weights_stand_beside(folder, networks, monkeypatch, tmp_path):
     """What one file cannot hold has its weights in a second one, which the first names."""
+    import onnx_ir
+
     monkeypatch.setattr(onnx_graphs, "ONE_FILE", 1000)
     model = onnx_ir.load(path_of(folder, "transformer"))
     path = tmp_path / "transformer.onnx"

@@ -1,5 +1,6 @@
 """The studio without a browser: jobs, history, and that the page makes what the command makes."""
 
+import importlib.util
 import json
 import shlex
 import subprocess
@@ -15,16 +16,16 @@ import torch
 from PIL import Image
 from recorded import GOLDEN, OFFICIAL
 
-gr = pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+from maskgit_pt import editing, sample
+from maskgit_pt.imagenet import classes_of
+from maskgit_pt.model_settings import ModelSettings
+from maskgit_pt.studio import __main__ as program
+from maskgit_pt.studio import demo, pictures
 
-from maskgit_pt import editing, sample  # noqa: E402
-from maskgit_pt.imagenet import classes_of  # noqa: E402
-from maskgit_pt.model_settings import ModelSettings  # noqa: E402
-from maskgit_pt.studio import __main__ as program  # noqa: E402
-from maskgit_pt.studio import demo, edit_tab, pictures, view  # noqa: E402
-from maskgit_pt.studio import page as pages  # noqa: E402
-from maskgit_pt.studio.controls import class_choices  # noqa: E402
-
+# Gradio takes seconds to import, so tests do that, and not the collection of them.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gradio") is None, reason="the extra 'demo' is not installed"
+)
 MODELS = ModelSettings(
     model=str(OFFICIAL / "tiny_transformer_checkpoint"),
     tokenizer=str(OFFICIAL / "tiny_tokenizer_checkpoint"),
@@ -83,6 +84,9 @@ def edit_values(page, tab):
 
 def edit(page, photo, monkeypatch, painted=None, box="", margins=""):
     """Calls the edit tab as the page does; returns the entry."""
+    from maskgit_pt.studio import edit_tab
+    from maskgit_pt.studio import page as pages
+
     made = []
     monkeypatch.setattr(edit_tab, "EditTab", _noting(edit_tab.EditTab, made))
     monkeypatch.setattr(pages, "EditTab", edit_tab.EditTab)
@@ -201,12 +205,16 @@ def test_wrong_input_is_one_line(page, change, message):
 
 
 def test_wrong_settings_are_one_line(page):
+    import gradio as gr
+
     with pytest.raises(gr.Error) as caught:
         run(page, page.job(1, 1, 0, {"sampler": "official", "steps": 99}))
     assert "steps is 99; accepted: 1 to 16" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_classes_are_found_by_name_id_and_wordnet_id():
+    from maskgit_pt.studio.controls import class_choices
+
     choices = dict((number, text) for text, number in class_choices(classes_of(1000)))
     assert choices[90] == "90 · lorikeet · n01820546"
     assert class_choices(classes_of(10))[3] == ("class 3", 3)
@@ -290,6 +298,8 @@ def test_a_demo_that_cannot_be_trained_is_one_line(tmp_path, monkeypatch):
 
 
 def test_next_seed():
+    from maskgit_pt.studio import view
+
     assert view.next_seed(5, True) == 5
     assert view.next_seed(5, False) != view.next_seed(5, False)
 

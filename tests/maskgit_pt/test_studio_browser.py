@@ -7,6 +7,7 @@ others are marked slow.
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 import re
@@ -26,7 +27,6 @@ import torch
 from PIL import Image, ImageOps
 from recorded import GOLDEN, OFFICIAL
 
-pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from maskgit_pt.model_settings import ModelSettings  # noqa: E402
@@ -35,7 +35,12 @@ from maskgit_pt.studio import __main__ as program  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (package chromium)")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (package chromium)"),
+    pytest.mark.skipif(  # imported by tests alone: see test_studio.py
+        importlib.util.find_spec("gradio") is None, reason="the extra 'demo' is not installed"
+    ),
+]
 
 SLOW = pytest.mark.slow
 DESK = pytest.param(1280, id="desk")

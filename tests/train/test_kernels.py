@@ -5,7 +5,6 @@ import gzip
 import processes
 import pytest
 import torch
-from torch._dynamo.backends.debugging import aot_eager
 from training import arguments, curve, make_shards, one_process, run_here, tiny_config
 
 from train.configs import defaults
@@ -51,6 +50,8 @@ def test_a_residual_stream_in_bfloat16(tokens):
 
 def test_everything_compiled(tokens, monkeypatch):
     """Layers, embedding, head and loss: the numbers of eager calls, one graph each, without breaks."""
+    from torch._dynamo.backends.debugging import aot_eager
+
     graphs = []
 
     def backend(graph, inputs):
