@@ -25,6 +25,7 @@ from parity.layers import nhwc
 from parity.training import optax_side
 from parity.training.run import Run, arrays, curves, gradients
 from train.configs import tokenizer_defaults
+from train.data import batches as data
 from train.tasks import perceptual
 from train.tasks.autoencoding import DISCRIMINATOR, TOKENIZER, Autoencoding, temperature
 
@@ -138,10 +139,9 @@ class Case:
     @functools.cached_property
     def images(self) -> list[np.ndarray]:
         """Every step's batch as the trainer draws it, [B, 3, H, W] in [0, 1]."""
-        batches = Autoencoding(self.config, Processes("cpu", alone=True)).load(
-            0, self.config.num_train_steps
-        )
-        return [batch["pixels"].numpy().astype(self.dtype) / 255 for batch in batches]
+        batches = data.open_images(self.config, Processes("cpu", alone=True))
+        steps = range(self.config.num_train_steps)
+        return [batches[step]["pixels"].numpy().astype(self.dtype) / 255 for step in steps]
 
 
 @one_thread()
@@ -219,7 +219,12 @@ class Theirs:
         self._judge_gradient = jit(jax.value_and_grad(self._judge_loss, has_aux=True))
 
     def keys(self) -> list[Key]:
-        """The keys from which Flax draws each step's noise: with the quantizer's place folded in."""
+        """The keys from which Flax draws each step's noise: with the quantizer's place folded in.
+
+        None for a quantizer without noise.
+        """
+        if self.config.vqvae.quantizer != "gumbel":
+            return []
         layout = bool(jax.config.jax_threefry_partitionable)
         keys = []
         for rng in self._rngs():

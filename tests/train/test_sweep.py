@@ -13,11 +13,12 @@ from training import make_shards, run_here, tiny_config
 
 from maskgit_pt import VQVAE, MaskGIT, Transformer
 from maskgit_pt.decoding import resolve
+from maskgit_pt.files import write_atomically
 from train import sweep
 from train.configs import digits_tokenizer
 from train.demos.images import load_digits
 from train.evaluation import ModelSource, evaluate
-from train.sweeps import findings, run, studies
+from train.sweeps import findings, report, run, studies
 from train.sweeps.cells import Cell, CellFiles, Model, plan
 from train.sweeps.report import draw, to_csv, to_json, to_markdown
 from train.sweeps.sweep import Sweep
@@ -56,9 +57,14 @@ def make_transformer(seed: int) -> Transformer:
 
 
 @pytest.fixture
-def call(folder, tmp_path):
-    def call(*args: str) -> int:
-        return sweep.cli(arguments(folder, tmp_path) + list(args))
+def call(folder, tmp_path, monkeypatch):
+    """The command; its plot, which takes longer than a small grid, where a test looks at it."""
+
+    def call(*args: str, plot: bool = False) -> int:
+        with monkeypatch.context() as patch:
+            if not plot:
+                patch.setattr(report, "draw", lambda sweep, path: write_atomically(path, b""))
+            return sweep.cli(arguments(folder, tmp_path) + list(args))
 
     return call
 
@@ -81,7 +87,7 @@ def document(output: Path, name: str = "grid") -> dict:
 
 def test_two_by_two(call, folder, tmp_path, capsys):
     """Table, plot and numbers of a grid; they are those of `evaluate` for the same settings."""
-    assert call(*GRID) == 0
+    assert call(*GRID, plot=True) == 0
     found = document(tmp_path)
     assert found["axes"] == {"steps": [2, 4], "guidance": [0, 2]}
     assert [cell["labels"] for cell in found["cells"]] == [
