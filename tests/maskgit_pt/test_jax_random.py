@@ -84,10 +84,16 @@ def test_draws_equal_jax(jax, partitionable, whole_tensors):
 
 @LAYOUTS
 def test_noise_of_small_sizes_equals_jax(jax, partitionable):
+    sizes = [*range(1, 18), 31, 33, 47, 63, 65, 70]  # XLA's vectors and remainders
+
+    @jax.jit  # one program: one for each size takes longer to compile
+    def draw_all(keys):
+        return [jax.random.gumbel(key, (size,)) for key, size in zip(keys, sizes, strict=True)]
+
     with jax.threefry_partitionable(partitionable):
-        for size in [*range(1, 18), 31, 33, 47, 63, 65, 70]:  # XLA's vectors and remainders
-            key, theirs = PRNGKey(size, partitionable), jax.random.PRNGKey(size)
-            equal(jax_random.gumbel(key, (size,)), jax.random.gumbel(theirs, (size,)), f"{size}")
+        drawn = draw_all([jax.random.PRNGKey(size) for size in sizes])
+        for size, theirs in zip(sizes, drawn, strict=True):
+            equal(jax_random.gumbel(PRNGKey(size, partitionable), (size,)), theirs, f"{size}")
 
 
 @LAYOUTS
