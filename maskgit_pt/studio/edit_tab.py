@@ -15,6 +15,7 @@ from maskgit_pt.studio.controls import SamplerControls, class_search
 from maskgit_pt.studio.drafts import NAME_OF_TAB, Draft, Drafts
 from maskgit_pt.studio.jobs import Jobs
 from maskgit_pt.studio.view import (
+    JOB_EVENT,
     MAX_IMAGES,
     ResultView,
     connect_cancel,
@@ -112,8 +113,8 @@ class EditTab:
         inputs = [*watched, self.label, self.count, self.seed, self.lock, self.guesses]
         inputs += self.controls.components
         outputs = [*self.view.outputs, self.results, self.slider, self.selected]
-        event = go.click(self._edit, inputs, outputs, api_name=False, show_progress="hidden")
-        connect_cancel(stop, self.jobs.engine, event, self.view)
+        go.click(self._edit, inputs, outputs, api_name=False, **JOB_EVENT)
+        connect_cancel(stop, self.jobs.engine, self.view)
         self.view.images.select(
             self._select, [self.photos, self.results], [self.slider, self.selected], api_name=False
         )

@@ -1,6 +1,7 @@
-"""Runs one job at a time in a thread of its own, and yields what can be seen of it after every step."""
+"""Runs jobs one after the other in a thread of its own, and yields what can be seen after every step."""
 
 import dataclasses
+import functools
 import queue
 import threading
 import time
@@ -16,6 +17,7 @@ from maskgit_pt.samplers import State
 from maskgit_pt.studio import pictures
 
 Kept = TypeVar("Kept")
+MAX_JOBS = 32  # that run and wait
 
 
 class Cancelled(Exception):
@@ -47,24 +49,24 @@ class Engine:
     Args:
       model: both networks.
       time_limit: seconds that one job may take.
+
+    Attributes:
+      busy: whether a job runs.
     """
 
     def __init__(self, model: MaskGIT, time_limit: float = 600.0):
         self.model = model
         self.time_limit = time_limit
+        self.busy = False
         self._processes = launch.Processes(alone=True)
-        self._busy = threading.Lock()
-        self._jobs: dict[str, threading.Event] = {}  # that run or wait: output -> cancelled?
+        self._jobs: dict[str, _Watch] = {}  # that run or wait, by output
+        self._line: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True).start()
 
     def cancel(self, output: str) -> None:
-        """Stops the job that writes into this folder, if it runs or waits, before its next step."""
-        if (cancelled := self._jobs.get(output)) is not None:
-            cancelled.set()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job runs."""
-        return self._busy.locked()
+        """Ends the job that writes into this folder: before its next step, or at once if it waits."""
+        if (watch := self._jobs.get(output)) is not None:
+            watch.cancel()
 
     def run(
         self,
@@ -88,25 +90,33 @@ class Engine:
 
         Raises:
           Cancelled: `cancel` was called, or the time is up.
-          ValueError, OSError: see `sample.fill`; from `keep`.
+          ValueError: `MAX_JOBS` wait already; see `sample.fill`; from `keep`.
+          OSError: see `sample.fill`; from `keep`.
         """
+        if len(self._jobs) >= MAX_JOBS:
+            discard()
+            raise ValueError(f"{len(self._jobs)} jobs wait; accepted: at most {MAX_JOBS}")
         updates: queue.Queue[Update | BaseException | None] = queue.Queue()
-        cancelled = self._jobs[job.asked.output] = threading.Event()
-        watch = _Watch(self, cancelled, show_guesses, updates)
-        work = (job, watch, keep, discard, updates)
-        threading.Thread(target=self._work, args=work, daemon=True).start()
+        watch = self._jobs[job.asked.output] = _Watch(self, show_guesses, updates)
+        self._line.put(functools.partial(self._work, job, watch, keep, discard, updates))
         while (update := updates.get()) is not None:
             if isinstance(update, BaseException):
                 raise update
             yield update
 
+    def _serve(self) -> None:
+        while True:
+            work = self._line.get()
+            self.busy = True
+            work()
+            self.busy = False
+
     def _work(self, job: sample.Job, watch: "_Watch", keep, discard, updates: queue.Queue) -> None:
         try:
             try:
-                with self._busy:
-                    watch.begin()
-                    job.models.pick_device()  # which sets the number of threads, of each thread alone
-                    sample.fill(job, self.model, self._processes, watch.expect)
+                watch.begin()
+                job.models.pick_device()  # which sets the number of threads, of each thread alone
+                sample.fill(job, self.model, self._processes, watch.expect)
             finally:
                 del self._jobs[job.asked.output]
             updates.put(keep(watch.frames))
@@ -119,15 +129,21 @@ class Engine:
 class _Watch:
     """Told of every step by `sample.fill`, as `progress.Progress` is."""
 
-    def __init__(
-        self, engine: Engine, cancelled: threading.Event, show_guesses: bool, updates: queue.Queue
-    ):
-        self._engine, self._cancelled, self._updates = engine, cancelled, updates
+    def __init__(self, engine: Engine, show_guesses: bool, updates: queue.Queue):
+        self._engine, self._updates = engine, updates
         self._show_guesses = show_guesses
+        self._start: float | None = None
+        self._cancelled = False
         self._total = self._steps = self._step = self._of_batch = self._finished = 0
         self._known: list[Image.Image] = []  # of the images before this batch
         self._current: list[Image.Image] = []
         self.frames: list[Image.Image] = []  # what was seen after each step
+
+    def cancel(self) -> None:
+        """Lets the next step be the last; if there was none yet, nobody is kept waiting."""
+        self._cancelled = True
+        if self._start is None:
+            self._updates.put(Cancelled("cancelled"))
 
     def begin(self) -> None:
         self._start = time.monotonic()
@@ -168,7 +184,7 @@ class _Watch:
         self._check()
 
     def _check(self) -> None:
-        if self._cancelled.is_set():
+        if self._cancelled:
             raise Cancelled("cancelled")
         if self.seconds > self._engine.time_limit:
             raise Cancelled(f"stopped after {self.seconds:.0f} s, the limit for one job")

@@ -6,10 +6,11 @@ from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.studio import pictures
 from maskgit_pt.studio.controls import SamplerControls, class_search
 from maskgit_pt.studio.edit_tab import EditTab
-from maskgit_pt.studio.engine import Engine
+from maskgit_pt.studio.engine import MAX_JOBS, Engine
 from maskgit_pt.studio.history import History
 from maskgit_pt.studio.jobs import Jobs
 from maskgit_pt.studio.view import (
+    JOB_EVENT,
     MAX_IMAGES,
     ResultView,
     code_box,
@@ -66,8 +67,7 @@ class Page(Jobs):
                     self._compare_tab()
                 with gr.Tab("History") as history:
                     self._history_tab(blocks, history)
-        # One job at a time; whoever comes later waits in line.
-        return blocks.queue(default_concurrency_limit=1, max_size=32)
+        return blocks.queue(default_concurrency_limit=1, max_size=MAX_JOBS)
 
     def _generate_tab(self) -> None:
         with gr.Row():
@@ -95,10 +95,8 @@ class Page(Jobs):
                 yield view.update(picture, line, entry)
 
         view.seed = seed
-        event = go.click(
-            generate, inputs, view.outputs, api_name="generate", show_progress="hidden"
-        )
-        connect_cancel(stop, self.engine, event, view)
+        go.click(generate, inputs, view.outputs, api_name="generate", **JOB_EVENT)
+        connect_cancel(stop, self.engine, view)
 
     def _compare_tab(self) -> None:
         with gr.Row():
@@ -133,13 +131,16 @@ class Page(Jobs):
                 yield view.begin(job.asked.output) | {view.seed: seed}
                 for picture, line, entry in self.run(job, f"{self.title(label)}, {name}", True):
                     yield view.update(picture, line, entry)
+                if entry is None:  # cancelled, or its time is up
+                    yield {side.line: line for _, _, side in sides}
+                    break
 
         for _, _, view in sides:
             view.seed = seed
         inputs = [label, count, seed, lock, *sides[0][1].components, *sides[1][1].components]
         outputs = list(dict.fromkeys([*sides[0][2].outputs, *sides[1][2].outputs]))
-        event = go.click(compare, inputs, outputs, api_name="compare", show_progress="hidden")
-        connect_cancel(stop, self.engine, event, *(view for _, _, view in sides))
+        go.click(compare, inputs, outputs, api_name="compare", **JOB_EVENT)
+        connect_cancel(stop, self.engine, *(view for _, _, view in sides))
 
     def _history_tab(self, blocks: gr.Blocks, tab: gr.Tab) -> None:
         folders = gr.State([])

@@ -12,6 +12,8 @@ from maskgit_pt.studio.engine import Engine
 from maskgit_pt.studio.history import Entry
 
 MAX_IMAGES = 16  # of one job
+# Options of an event that runs a job. Jobs wait for each other in the engine: there they can be cancelled.
+JOB_EVENT: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
 
 
 class ResultView:
@@ -83,17 +85,20 @@ class ResultView:
         return values
 
 
-def connect_cancel(button: gr.Button, engine: Engine, event: Any, *views: ResultView) -> None:
-    """Lets a button end what `event` began, whether it runs or waits in line."""
+def connect_cancel(button: gr.Button, engine: Engine, *views: ResultView) -> None:
+    """Lets a button end the jobs of these views, whether they run or wait in line.
 
-    def cancel(*folders: str) -> list[str]:
+    The job itself then says so, as its last word. Gradio's own way, `cancels`, ends the event instead, and
+    what the event had sent before may still arrive after "cancelled".
+    """
+
+    def cancel(*folders: str) -> None:
         for folder in filter(None, folders):
             engine.cancel(folder)
-        return ["cancelled"] * len(views) if len(views) > 1 else "cancelled"
 
     button.click(
-        cancel, [view.folder for view in views], [view.line for view in views], queue=False,
-        cancels=[event], show_progress="hidden", api_name=False,
+        cancel, [view.folder for view in views], None, queue=False, show_progress="hidden",
+        api_name=False,
     )  # fmt: skip
 
 

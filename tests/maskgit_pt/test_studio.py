@@ -20,7 +20,7 @@ from maskgit_pt import editing, sample
 from maskgit_pt.imagenet import classes_of
 from maskgit_pt.model_settings import ModelSettings
 from maskgit_pt.studio import __main__ as program
-from maskgit_pt.studio import demo, pictures
+from maskgit_pt.studio import demo, engine, pictures
 
 # Gradio takes seconds to import, so tests do that, and not the collection of them.
 pytestmark = pytest.mark.skipif(
@@ -40,6 +40,13 @@ def page(tmp_path):
     """The page with the tiny networks, not served; everything that is made goes to tmp_path."""
     asked = program.StudioSettings(output=str(tmp_path / "studio"))
     return program.make_page(MODELS, asked, "")
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def run(page, job, title="test", guesses=True):
@@ -159,9 +166,7 @@ def test_a_job_goes_on_when_nobody_watches(page):
     watching = page.run(job, "watched by nobody", True)
     next(watching)
     watching.close()  # a tab that was reloaded
-    deadline = time.monotonic() + 60
-    while not page.history.entries() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(page.history.entries)
     (entry,) = page.history.entries()
     assert entry.title == "watched by nobody" and len(entry.images) == 1 and len(entry.steps) == 4
 
@@ -176,6 +181,38 @@ def test_jobs_wait_for_each_other(page):
         thread.join()
     assert len(done) == 3 and all(entry is not None for _, _, entry in done)
     assert len(page.history.entries()) == 3
+
+
+def test_a_waiting_job_is_cancelled_at_once(page, monkeypatch):
+    first, second = (page.job(1, 1, 0, {"sampler": "official", "steps": 4}) for _ in range(2))
+    held, decode = threading.Event(), page.engine.model.tokens_to_images
+    monkeypatch.setattr(
+        page.engine.model, "tokens_to_images", lambda *args: held.wait(60) and decode(*args)
+    )
+    threads = [threading.Thread(target=run, args=(page, first))]
+    threads[0].start()
+    wait_for(lambda: page.engine.busy)
+    answer = []
+    threads += [threading.Thread(target=lambda: answer.extend(run(page, second)))]
+    threads[1].start()
+    wait_for(lambda: second.asked.output in page.engine._jobs)
+    page.engine.cancel(second.asked.output)
+    threads[1].join(60)
+    assert answer == [(None, "cancelled", None)] and page.engine.busy
+    held.set()
+    threads[0].join(60)
+    wait_for(lambda: not page.engine.busy)
+    assert [str(entry.folder) for entry in page.history.entries()] == [first.asked.output]
+    wait_for(lambda: len(list(page.history.folder.iterdir())) == 1)  # the other's is gone
+
+
+def test_too_many_jobs_are_refused(page, monkeypatch):
+    import gradio as gr
+
+    monkeypatch.setattr(engine, "MAX_JOBS", 0)
+    with pytest.raises(gr.Error, match="0 jobs wait; accepted: at most 0"):
+        run(page, page.job(1, 1, 0, {"sampler": "official", "steps": 2}))
+    assert not any(page.history.folder.iterdir())
 
 
 def test_history_survives(page, tmp_path):
