@@ -11,6 +11,7 @@ from convert.checkpoint import WEIGHTS, Given
 from convert.files import dtypes
 from convert.verification import verify
 from maskgit_pt import command_line, hub
+from maskgit_pt.files import printable
 from maskgit_pt.nets.self_guidance import GELUS
 
 PROGRAM = "maskgit-convert"
@@ -171,7 +172,7 @@ def main() -> int:
             progress=progress,
         )
     for warning in summary.warnings:
-        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+        print(printable(f"{PROGRAM}: warning: {warning}"), file=sys.stderr)
     print(describe(summary, FLAGS.input, FLAGS.output))
     if FLAGS.push:
         print(f"{'uploaded:':12}{hub.upload(FLAGS.output, FLAGS.push)}")
@@ -192,7 +193,7 @@ def _check_usage() -> None:
 
 
 def _lines(rows: dict[str, str]) -> str:
-    return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items())
+    return "\n".join(printable(f"{name + ':':14}{value}") for name, value in rows.items())
 
 
 def describe(summary: api.Summary, input: str, output: str) -> str:
@@ -207,7 +208,7 @@ def describe(summary: api.Summary, input: str, output: str) -> str:
         "verified": summary.check,
         "seconds": f"{summary.seconds:.1f}",
     }
-    return "\n".join(f"{name + ':':12}{value}" for name, value in rows.items())
+    return "\n".join(printable(f"{name + ':':12}{value}") for name, value in rows.items())
 
 
 def cli() -> int:

@@ -18,7 +18,7 @@ from convert.files.output import check_output
 from convert.files.tensors import Buffer, as_bytes, one_thread
 from convert.formats.format import Format
 from convert.formats.recognise import open_checkpoint, recognise, reopen, writers
-from maskgit_pt.files import path_sha256, replacing, synchronise
+from maskgit_pt.files import path_sha256, printable, replacing, synchronise
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def convert(
     source = _told(
         found.open(Given(num_heads, num_codes, weights)), writer, input.name, pixels, gelu
     )
-    check_output(output, writer.IS_FOLDER, overwrite, not writer.WHOLE_FOLDER)
+    packing = "safetensors" if safetensors else None
+    check_output(output, writer.IS_FOLDER, overwrite, writer.weights_name(packing))
     if not writer.READS:
         writer.rows_to_write(source.model_type, source.config)
     total = (1 + (verify and writer.READS)) * source.size(dtype if writer.READS else None)
@@ -160,9 +161,8 @@ def convert(
         ThreadPoolExecutor(2) as threads,
         one_thread(),
     ):
-        input_sha256 = threads.submit(path_sha256, source.path)
+        input_sha256 = threads.submit(path_sha256, source.path, found.container.files)
         try:
-            packing = "safetensors" if safetensors else None
             weights = writer.write(source, temporary, dtype, observer, packing)
         except ValueError as error:
             raise ValueError(f"{input}: {error}") from None
@@ -175,7 +175,11 @@ def convert(
             check = "read back, equal bit for bit"
         elif verify:
             check = _try_out(writer, source, temporary, dtype, output)
-        about = {"source": input.name, "dtype": written_dtype, "sha256": input_sha256.result()}
+        about = {
+            "source": printable(input.name),
+            "dtype": written_dtype,
+            "sha256": input_sha256.result(),
+        }
         about["writers"] = writers(source.model_type, source.config)
         for name, data in writer.card(source, **about).items():
             (temporary / name).write_bytes(data)

@@ -11,7 +11,7 @@ from typing import Any
 
 from convert import rules
 from convert.rules import Shape
-from convert.signatures import DEFAULT_HEADS, SIGNATURES, Shapes, heads_or_default
+from convert.signatures import DEFAULT_HEADS, SIGNATURES, Shapes, heads_or_default, last_of
 from maskgit_pt.nets.self_guidance import GELUS
 
 # What weights do not show, so that only the stated configuration can tell.
@@ -137,7 +137,7 @@ def heads_of(
     Raises:
       ValueError: it does not fit, or no model of this width was published.
     """
-    width = shapes.get(SIGNATURES[model_type].width, (0,))[-1]
+    width = last_of(shapes, SIGNATURES[model_type].width)
     known = SIGNATURES[model_type].heads
     if known is None:
         return heads_or_default(width, num_heads)

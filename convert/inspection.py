@@ -66,7 +66,7 @@ def inspect(
     values = checkpoint.origin.get("values", {})
     if values:
         rows["says"] = ", ".join(f"{key} {value}" for key, value in values.items())
-    rows["file sha256"] = path_sha256(checkpoint.path)
+    rows["file sha256"] = path_sha256(checkpoint.path, found.container.files)
     rows["fingerprint"] = f"{fingerprint} (of the weights, the same in every format)"
     rows["published"] = ledger.describe(checkpoint.model_type, config, ranges, checkpoint.dtype)
     rows["can become"] = ", ".join(writers(checkpoint.model_type, config))

@@ -91,7 +91,7 @@ class Piece:
         """Raises ValueError if the transform does not fit the shape."""
         try:
             fits = self.torch_shape[0] % self.count == 0 and bool(self.official_shape)
-        except (RuntimeError, IndexError, ValueError):
+        except (RuntimeError, IndexError, ValueError, TypeError, OverflowError):
             fits = False
         if not fits:
             raise ValueError(
@@ -255,7 +255,7 @@ def _checked_target(
     try:
         return _target(model_type, json.dumps(config, sort_keys=True))
     except (
-        TypeError, KeyError, AttributeError, RuntimeError, OverflowError, RecursionError
+        TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError, RecursionError
     ) as error:  # fmt: skip
         raise ValueError(f"no {model_type} configuration: {type(error).__name__} {error}") from None
 

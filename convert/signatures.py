@@ -164,6 +164,11 @@ def _discriminator(shapes: Shapes, *_: object) -> dict:
     return {"image_size": image_size, "discriminator": settings}
 
 
+def last_of(shapes: Mapping[str, Shape], name: str) -> int:
+    """The last size of a tensor; 0 where it is missing, or a single number."""
+    return (shapes.get(name) or (0,))[-1]
+
+
 def heads_or_default(width: int, num_heads: int | None) -> tuple[int, list[str]]:
     """The number of attention heads where a file does not tell, and a note if it had to be assumed.
 

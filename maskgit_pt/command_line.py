@@ -17,6 +17,8 @@ from typing import TextIO
 
 from absl import flags
 
+from maskgit_pt.files import printable
+
 # Noted before slow imports: `launch.end_with_torchrun` asks whether it has gone meanwhile.
 PARENT_PROCESS = os.getppid()
 
@@ -178,8 +180,8 @@ def _expand_home(argument: str) -> str:
 
 def _one_line(error: BaseException | str) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def _describe(flag_values: flags.FlagValues) -> str:

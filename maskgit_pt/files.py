@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and their hashes."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -8,7 +9,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,13 @@ _OF_OTHERS = {
     ),
     "a training run": ("checkpoints", "metrics.jsonl"),
 }
+
+
+def printable(text: str) -> str:
+    """Text that came from outside, fit for a line on a terminal: what is no letter or sign is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
@@ -46,6 +54,11 @@ def replacing(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pat
         for file in files if durable else []:
             synchronise(file)
         if temporary.is_dir() and path.is_dir():
+            for file in files:  # all can be replaced, or none is
+                if file.is_file() and (path / file.name).is_dir():
+                    raise OSError(
+                        errno.EISDIR, f"its {file.name} is a folder, to be replaced by a file"
+                    )
             for file in files:
                 os.replace(file, path / file.name)
             temporary.rmdir()
@@ -222,12 +235,21 @@ def file_sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def path_sha256(path: str | os.PathLike) -> str:
-    """Returns the SHA-256 of a file; of a folder, that of the names and hashes of its files."""
+def path_sha256(path: str | os.PathLike, beside: Iterable[Path] = ()) -> str:
+    """Returns the SHA-256 of a file; of a folder, that of the names and hashes of its files.
+
+    Args:
+      path: file or folder.
+      beside: files that belong to it, as shards to their index; then it is that of all names and hashes.
+    """
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() and not beside:
         return file_sha256(path)
+    folder = path if path.is_dir() else path.parent
+    files = (
+        [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path, *beside]
+    )
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(path)}\0{file_sha256(file)}\n".encode())
+    for file in sorted(files):
+        digest.update(os.fsencode(f"{file.relative_to(folder)}\0{file_sha256(file)}\n"))
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from convert.files import limited
-from convert.files.flax_scanner import printable
+from maskgit_pt.files import printable
 
 WEIGHTS = (".bin", ".safetensors", ".pth", ".pt", ".ckpt")  # ends of names
 _START, _END, _END_64 = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06"
@@ -26,7 +26,7 @@ _MAX_MEMBERS = 10_000
 _MAX_RATIO = 16  # unpacked to packed; of float32 weights it is about 1.1
 _SLACK = 2**20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_OUTSIDE = re.compile(r"[/\\]|.*(^|/)\.\.(/|$)|[A-Za-z]:|.*[\\\0]")
+_OUTSIDE = re.compile(r"[/\\]|.*(^|/)\.\.(/|$)|[A-Za-z]:|.*[\\\0]", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,15 @@ class Member:
     """A file in an archive.
 
     Attributes:
-      path: its name there.
+      path: where it is.
+      name: the same as the archive writes it, perhaps with a "./" before it.
       size: bytes, unpacked.
       packed: bytes in the archive.
       problem: why it cannot be unpacked; None if it can.
     """
 
     path: PurePosixPath
+    name: str
     size: int
     packed: int
     problem: str | None
@@ -81,7 +83,7 @@ def members(path: Path) -> list[Member]:
     found = limited.run(lambda: _examine(path), path.stat().st_size)
     if isinstance(found, str):
         raise ValueError(found)
-    return [Member(PurePosixPath(name), *rest) for name, *rest in found]
+    return [Member(PurePosixPath(name), name, *rest) for name, *rest in found]
 
 
 def _examine(path: Path) -> list[list] | str:
@@ -96,7 +98,7 @@ def _examine(path: Path) -> list[list] | str:
     for info in infos:
         if _OUTSIDE.match(info.orig_filename):
             return f"its member {printable(info.orig_filename[:100])} leads out of the archive"
-    if len({info.filename for info in infos}) < len(infos):
+    if len({PurePosixPath(info.filename) for info in infos}) < len(infos):
         return "its zip archive has two members of one name"
     if sum(info.compress_size for info in infos) > path.stat().st_size:
         return "its zip archive has members that overlap"
@@ -135,7 +137,7 @@ def unpack(path: Path, wanted: Sequence[Member], folder: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             for member in wanted:
                 with (
-                    archive.open(str(member.path)) as source,
+                    archive.open(member.name) as source,
                     open(folder / member.path.name, "xb") as target,
                 ):
                     shutil.copyfileobj(source, target, 2**20)

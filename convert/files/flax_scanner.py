@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from convert.files import dtypes
+from maskgit_pt.files import printable
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3  # extension types
 CHUNKED = "__msgpack_chunked_array__"
@@ -245,7 +246,7 @@ class _Scanner:
     def check_shape(self, shape: tuple, path: str) -> None:
         if not all(type(n) is int and n >= 0 for n in shape):
             self.fail(path, "a shape must be a list of whole numbers")
-        if len(shape) > MAX_DIMENSIONS or math.prod(max(n, 1) for n in shape) > MAX_ELEMENTS:
+        if is_absurd(shape):
             self.fail(path, f"shape {list(shape[:8])} is absurdly large")
 
     def complex(self, path: str) -> complex:
@@ -256,9 +257,9 @@ class _Scanner:
         self.fail(path, "a complex number must hold (real, imaginary)")
 
 
-def printable(text: str) -> str:
-    """Text from a file, fit for one line of an error message."""
-    return text if text.isprintable() else repr(text)[1:-1]
+def is_absurd(shape: tuple[int, ...] | list[int]) -> bool:
+    """Whether no tensor can have this shape, not even an empty one."""
+    return len(shape) > MAX_DIMENSIONS or math.prod(max(n, 1) for n in shape) > MAX_ELEMENTS
 
 
 def _tuple(numbered: Any) -> tuple | None:

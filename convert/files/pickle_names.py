@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from convert.files.flax_scanner import printable
+from maskgit_pt.files import printable
 
 MAX_INSTRUCTIONS = 1_000_000  # Besnier & Chen's files, optimizer's state included: 40,000
 MAX_NAME = 1000  # characters of a class with its module

@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from convert.files import dtypes
-from convert.files.flax_scanner import printable
+from convert.files.flax_scanner import is_absurd
 from convert.files.tensors import Shape, as_bytes
+from maskgit_pt.files import printable
 
 MAX_HEADER_BYTES = 2**24  # ours have 100 kB; parsing takes ten times the memory
 MAX_TENSORS = 100_000
@@ -84,12 +85,14 @@ def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
             type(n) is int and 0 <= n <= 2**48 for n in numbers
         ):
             raise ValueError(f"tensor {name}: shape and data_offsets must list whole numbers")
+    if is_absurd(shape):
+        raise ValueError(f"tensor {name}: shape {shape[:8]} is absurdly large")
     try:
         dtype = dtypes.from_safetensors_name(entry["dtype"])
     except ValueError as error:
         raise ValueError(f"tensor {name}: {error}") from None
     expected = math.prod(shape) * dtypes.itemsize(dtype)
-    if len(offsets) != 2 or offsets[1] - offsets[0] != expected or len(shape) > 32:
+    if len(offsets) != 2 or offsets[1] - offsets[0] != expected:
         raise ValueError(
             f"tensor {name}: {dtype} {shape} takes {expected:,} bytes, not those of {offsets}"
         )

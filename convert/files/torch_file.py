@@ -21,9 +21,9 @@ import torch.utils.serialization.config  # else torch.load imports it in every p
 
 from convert.files import limited
 from convert.files.archive import directory
-from convert.files.flax_scanner import printable
 from convert.files.pickle_names import Name, Refused, acts, makes_numbers, names_in, stand_ins
 from convert.files.tensors import release_pages
+from maskgit_pt.files import printable
 
 MAX_PICKLE_BYTES = 2**23  # Besnier & Chen's: 0.2 MB
 _MAGIC = (

@@ -40,7 +40,9 @@ class Besnier(Format):
     def heads(
         self, shapes: Mapping[str, Shape], stated: dict, given: Given
     ) -> tuple[int, list[str]]:
-        return signatures.heads_or_default(shapes.get("tok_emb.weight", (0,))[-1], given.num_heads)
+        return signatures.heads_or_default(
+            signatures.last_of(shapes, "tok_emb.weight"), given.num_heads
+        )
 
     def wrap(self, state: dict[str, Tensor], wrapper: str | None, values: dict) -> dict:
         state = OrderedDict(state)

@@ -113,13 +113,17 @@ def unpack_weights(path: Path, weights: str | None) -> tuple[TemporaryDirectory,
         if not any(part.startswith((".", "__")) for part in member.path.parts)
     ]
     by_path = {member.path: member for member in visible}
-    files = [place for place in by_path if place.suffix in archive.WEIGHTS]
+    files = [place for place in by_path if place.suffix.lower() in archive.WEIGHTS]
     files = [place for place in files if not _STATE.fullmatch(place.name)]
     configs = {place.parent for place in by_path if place.name == CONFIG_NAME}
     found = of_averages(files, configs, weights)
     found = found or [file for file in files if file.parent in configs] or files
-    safe = [file for file in found if file.suffix == ".safetensors"]
+    safe = [file for file in found if file.suffix.lower() == ".safetensors"]
     found = safe if len(safe) == 1 else found
+    if not found:
+        raise ValueError(
+            f"is a zip archive without weights; accepted: names ending in {', '.join(archive.WEIGHTS)}"
+        )
     if len(found) != 1:
         names = abbreviate([str(place) for place in found])
         raise ValueError(

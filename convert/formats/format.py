@@ -311,10 +311,15 @@ class Format:
             output.mkdir()
             for name, data in self.companions(source).items():
                 (output / name).write_bytes(data)
-            usual = packing == self.PACKINGS[0]
-            output = output / (self.WEIGHTS_NAME if usual else "model.safetensors")
+            output = output / self.weights_name(packing)
         self.pack(source, output, tensors, packing)
         return output
+
+    def weights_name(self, packing: str | None) -> str | None:
+        """The file with the weights in a folder; None where there is none, or the folder is one thing."""
+        if not self.IS_FOLDER or self.WHOLE_FOLDER:
+            return None
+        return self.WEIGHTS_NAME if packing in (None, self.PACKINGS[0]) else "model.safetensors"
 
     def pack(self, source: Checkpoint, path: Path, tensors: Outgoing, packing: str) -> None:
         """Writes the file that holds the weights."""

@@ -91,7 +91,9 @@ class Hmorimitsu(Format):
     ) -> tuple[int, list[str]]:
         if "tok_emb.weight" not in shapes:
             return 1, []
-        return signatures.heads_or_default(shapes["tok_emb.weight"][-1], given.num_heads)
+        return signatures.heads_or_default(
+            signatures.last_of(shapes, "tok_emb.weight"), given.num_heads
+        )
 
     def wrap(self, state: dict[str, Tensor], wrapper: str | None, values: dict) -> dict:
         return state if wrapper is None else values | {wrapper: state}

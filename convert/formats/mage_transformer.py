@@ -68,7 +68,7 @@ class MageTransformer(Format):
         self, shapes: Mapping[str, Shape], stated: dict, given: Given
     ) -> tuple[int, list[str]]:
         heads, notes = infer.heads_of(_MODEL_TYPE, shapes, given.num_heads)
-        width = shapes.get("decoder_embed.weight", (0,))[0]
+        width = next(iter(shapes.get("decoder_embed.weight", ())), 0)
         if width and width not in (768, 1024, 1280):
             notes = [
                 *notes,

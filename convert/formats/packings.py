@@ -95,11 +95,17 @@ def open_shards(path: Path) -> Container:
     releases = []
     files = [path.parent / name for name in sorted(set(places.values()))]
     for file in files:
-        found, release = _named_tensors(file)
+        try:
+            found, release = _named_tensors(file)
+        except ValueError as error:
+            raise ValueError(f"its shard {file.name}: {error}") from None
+        named = {name for name, place in places.items() if place == file.name}
+        if differing := sorted(map(str, found.keys() ^ named)):
+            raise ValueError(
+                f"its shard {file.name} and its index differ in {abbreviate(differing)}"
+            )
         tensors |= found
         releases.append(release)
-    if differing := sorted(tensors.keys() ^ places.keys()):
-        raise ValueError(f"its shards and its index differ in {abbreviate(differing)}")
 
     def release_all() -> None:
         for release in releases:
@@ -143,7 +149,7 @@ def _named_tensors(file: Path) -> tuple[dict[str, Any], Callable[[], None]]:
         read = torch_file.read(file)
         if isinstance(read.tree, dict):
             return read.tree, read.release
-    raise ValueError(f"its shard {file.name} holds no tensors by name")
+    raise ValueError("holds no tensors by name")
 
 
 def is_safetensors(path: Path, head: bytes) -> bool:

@@ -51,7 +51,7 @@ class Recognised:
         Raises:
           ValueError: one line that begins with the path.
         """
-        with _named(self.path, self.format.NAME):
+        with _outside(self.container), _named(self.path, self.format.NAME):
             found = self.format.open(self.container, self.state, given)
             found.notes += self.notes
             found.given = given
@@ -125,6 +125,8 @@ def recognise(path: str | Path, weights: str | None = None) -> Recognised:
     if not path.is_dir() and not path.is_file():
         raise ValueError(f"{path} is neither a file nor a folder")
     opened = _open(path, weights)
+    if not opened.candidates:
+        raise ValueError(f"{path}: holds no tensors")
     for state in opened.candidates:
         if what := describe_relative(state.tensors):
             raise ValueError(f"{path} {what}")
@@ -171,7 +173,7 @@ def _other_set(other: StateDict, chosen: StateDict) -> str | None:
     )
 
 
-def _open(path: Path, weights: str | None = None) -> Container:
+def _open(path: Path, weights: str | None = None, unpacked: bool = False) -> Container:
     if known := layouts.describe(path):
         raise ValueError(f"{path} {known}")
     if path.is_dir() and (what := describe_relative_folder(path)):
@@ -179,6 +181,8 @@ def _open(path: Path, weights: str | None = None) -> Container:
     file = weights_of(path, weights) if path.is_dir() else path
     head = packings.first_bytes(file)
     if is_archive(file, head) and not torch_file.is_torch_file(file, head):
+        if unpacked:
+            raise ValueError(f"{file} is a zip archive in an archive: unpack the outer one first")
         return _open_archive(file, weights)
     packing = packings.packing_of(file)
     if packing in (None, packings.FLAX):
@@ -199,7 +203,7 @@ def _open_archive(path: Path, weights: str | None) -> Container:
     with _named(path, "zip"):
         folder, name, others = unpack_weights(path, weights)
     try:
-        opened = _open(Path(folder.name))
+        opened = _open(Path(folder.name), unpacked=True)
     except ValueError as error:  # it names files that nobody sees
         inner = f"{path}, {name}" if name != "." else str(path)
         raise ValueError(str(error).replace(folder.name, inner)) from None
@@ -233,6 +237,18 @@ def _describe_unknown(opened: Container, likenesses: list[tuple[float, StateDict
         f"neither transformer nor tokenizer of a known format: a file in {opened.layout} layout with "
         f"{len(names)} tensors{where} ({abbreviate(names)}); closest: {closest or 'none'}"
     )
+
+
+@contextlib.contextmanager
+def _outside(container: Container) -> Iterator[None]:
+    """Names the archive in place of the folder into which it was unpacked."""
+    try:
+        yield
+    except ValueError as error:
+        if container.unpacked is None:
+            raise
+        text = str(error).replace(container.unpacked.name, str(container.archive))
+        raise ValueError(text) from None
 
 
 @contextlib.contextmanager

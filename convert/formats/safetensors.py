@@ -160,7 +160,7 @@ def _norm_type(stated: dict, names: Iterable[str]) -> str:
     vqvae = stated.get("vqvae")
     likely = "BN" if any(name.endswith(".running_mean") for name in names) else "GN"
     norm_type = vqvae.get("norm_type", likely) if isinstance(vqvae, dict) else likely
-    if norm_type not in rules.NORM_NAMES:
+    if not isinstance(norm_type, str) or norm_type not in rules.NORM_NAMES:
         raise ValueError(f"norm_type is {norm_type!r}; accepted: {', '.join(rules.NORM_NAMES)}")
     return norm_type
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from convert import infer, signatures
-from convert.files.flax_scanner import printable
 from convert.files.pickle_names import Thing
 from convert.flax_msgpack import flatten
+from maskgit_pt.files import printable
 
 _MAX_CANDIDATES = 16
 _MAX_DEPTH = 3  # of dictionaries around the tensors
@@ -110,7 +110,7 @@ def flax_contents(tree: dict[str, Any]) -> tuple[str, Contents]:
                 variables = variables | {"batch_stats": tree["batch_stats"]}
             tensors = {n: leaf for n, leaf in flatten(variables) if is_tensor(leaf)}
             found.candidates.append(StateDict(key, tensors))
-        elif is_tensor(value) and value.numel() == 1:
+        elif is_tensor(value) and value.numel() == 1 and not value.is_complex():
             found.values[found.key_of(key)] = value.item()
         elif _is_plain(value):
             found.values[found.key_of(key)] = value

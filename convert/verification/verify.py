@@ -106,7 +106,7 @@ def verify(
     found = recognise(path, given.weights)
     checkpoint = found.open(given)
     fingerprint, ranges, finite = inspection.look_through(checkpoint)
-    sha256 = path_sha256(checkpoint.path)
+    sha256 = path_sha256(checkpoint.path, found.container.files)
     model = ledger.model_of(checkpoint.model_type, checkpoint.config)
     candidates = ledger.entries_of(model)
     result = Verification()
