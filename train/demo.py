@@ -38,6 +38,7 @@ define_flags(DemoSettings, FLAGS)
 flags.DEFINE_string(
     "from", None, "Trained weights that learn the classes of a folder.", flag_values=FLAGS
 )
+_NOT_OF_A_FOLDER = ("minutes", "files", "download", "processes", "few", "tokenizer_config")
 
 
 def main() -> int:
@@ -64,6 +65,9 @@ def check(settings: DemoSettings, start: str | None, own: bool) -> None:
     """Refuses flags that do not go together; `own`: `--data` is no data set that the demo knows."""
     if own and not Path(settings.data).is_dir():
         raise UsageError(f"--data={settings.data}; accepted: {', '.join(DATA_SETS)}, or a folder")
+    others = [name for name in _NOT_OF_A_FOLDER if own and getattr(settings, name)]
+    if others:
+        raise UsageError(f"--{others[0]} is for --data={' or '.join(DATA_SETS)}, not for a folder")
     if own != bool(start) or own != bool(settings.tokenizer):
         wanted = "a folder needs --from=WEIGHTS and --tokenizer" if own else "a folder for --from"
         raise UsageError(

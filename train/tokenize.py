@@ -59,7 +59,11 @@ string("images", None, "A folder, a tar file, or a pattern of tar files.")
 string("split", None, "A part of it: train, val, ...")
 integer("num_classes", None, "Classes there must be. Tar files do not tell; default there: the highest "
         "label and one.", lower_bound=1)  # fmt: skip
-string("tokenizer", None, "A folder, a checkpoint file of Google's, or a Hugging Face hub id.")
+string(
+    "tokenizer",
+    None,
+    "A folder, a file of any format in 'maskgit-convert --list', or a Hugging Face hub id.",
+)
 string("output", None, "Folder for the shards.")
 integer(
     "image_size",

@@ -1,4 +1,7 @@
-"""Samplers: how masked tokens are filled in. All work with any of the networks.
+"""Samplers: how masked tokens are filled in.
+
+All work with any of the networks, but for "self-guidance", which needs one with its module, and "dimo", which
+needs a one-step generator.
 
 - "official": parallel decoding as Google's code does it;
 - "confidence": the sampler of the 2023 reproduction;

@@ -64,6 +64,10 @@ def test_a_folder_of_ones_own(weights, tmp_path, monkeypatch, capsys):
     [
         (["--data=nowhere"], "--data=nowhere; accepted: fashion, digits, or a folder"),
         (["--data=."], "a folder needs --from=WEIGHTS and --tokenizer"),
+        (
+            ["--data=.", "--minutes=5"],
+            "--minutes is for --data=fashion or digits, not for a folder",
+        ),
         (["--data=digits", "--from=x"], "accepted: a folder for --from"),
     ],
 )
