@@ -61,8 +61,9 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)  # [B, C, h, w]
-        query, key, value = (conv(y).flatten(2).mT for conv in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(query, key, value)  # [B, h*w, C]
+        # One head: [B, 1, h*w, C]. The axis is there for the ONNX exporter, which knows no attention without.
+        query, key, value = (conv(y).flatten(2).mT[:, None] for conv in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(query, key, value)[:, 0]
         return x + self.proj_out(y.mT.reshape(x.shape))
 
 
