@@ -174,7 +174,8 @@ def read_strategy(path: str | os.PathLike) -> Settings:
     - mask_ratio, another name of schedule: the share of tokens still masked after each step;
     - gumbel, another name of choice_temperature: the factor of the noise on the confidence, as it is;
     - softmax_temperature;
-    - guidance: w, as it is.
+    - guidance: w, as it is;
+    - self_guidance: its scale, as it is.
 
     The files of AutoNAT (LeapLabTHU/ImprovedNAT) are read as well: manual_ratios and manual_temp, which leave
     out the last step (0), manual_samp_temp and manual_cfg.
@@ -264,7 +265,7 @@ def define_flags(flag_values: flags.FlagValues, start_step: bool = False) -> Non
         "strategy",
         None,
         "A YAML file of settings by these names. Lists of one value a step are mask_ratio (schedule), gumbel "
-        "(choice_temperature), softmax_temperature and guidance. Other flags overrule it.",
+        "(choice_temperature), softmax_temperature, guidance and self_guidance. Other flags overrule it.",
         flag_values,
     )
     for name in NAMES[1:]:

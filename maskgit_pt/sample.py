@@ -44,10 +44,10 @@ Generates images of ImageNet classes with MaskGIT, or regenerates part of a pict
   maskgit-sample --model=maskgit512 --tokenizer=tokenizer512 --labels=345 \\
       --edit=photo.png --box=64,32,128,144
 
-Writes into --output one PNG an image, named by class and index (it holds label and tokens as text), a grid,
-samples.npz as the ADM evaluator reads it, and tokens.npy. Labels take turns: sample i has label i modulo
-their number. Interrupted, the same command goes on; with a larger --num_samples it adds to the set. Under
-`torchrun --nproc_per_node=GPUS --no-python maskgit-sample ...` the processes share the work.
+Writes into --output one PNG for each image, named by class and index (it holds label and tokens as text), a
+grid, samples.npz as the ADM evaluator reads it, and tokens.npy. Labels take turns: sample i has label
+i modulo their number. Interrupted, the same command goes on; with a larger --num_samples it adds to the
+set. Under `torchrun --nproc_per_node=GPUS --no-python maskgit-sample ...` the processes share the work.
 
 Sample i depends on --seed and i alone, not on the batch or the number of processes. With --rng=jax the
 noise is that of the official JAX code instead, where it depends on the batch: every batch of --batch_size
@@ -89,6 +89,7 @@ FLAGS = flags.FlagValues()
 define_flags(ModelSettings, FLAGS)
 define_flags(SampleSettings, FLAGS)
 decoding.define_flags(FLAGS, start_step=True)
+FLAGS["steps"].help += " With --edit 12 (official)."
 flags.mark_flag_as_required("model", FLAGS)
 
 

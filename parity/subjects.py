@@ -136,8 +136,8 @@ def _load(
             raise ValueError(f"{file}: a {summary.model_type}, given as --{kind}")
         if summary.input_format != "flax":
             raise ValueError(
-                f"{file}: {summary.input_format} format; accepted: Google's Flax files (python -m "
-                f"convert --input={file} --output=FILE --to=flax makes one)"
+                f"{file}: {summary.input_format} format; accepted: Google's Flax files (maskgit-convert "
+                f"--input={file} --output=FILE --to=flax makes one)"
             )
         what = f"{kind}, seeded" if is_seeded else kind
         rows.append((what, str(file), summary.input_sha256, summary.parameters))

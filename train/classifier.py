@@ -38,8 +38,8 @@ Its features make FID, precision, recall and the others for images that Inceptio
   maskgit-classifier --images=images/train.tar --test=images/test.tar --output=classifier
   maskgit-evaluate --samples=samples/samples.npz --reference=images/test.tar --features=classifier:classifier
 
-Images are a folder with a folder a class, or tar files in WebDataset's layout. Writes config.json and
-model.safetensors into --output. All images are held in memory, at --image_size."""
+Images are a folder that has one subfolder for each class, or tar files in WebDataset's layout. Writes
+config.json and model.safetensors into --output. All images are held in memory, at --image_size."""
 
 
 @dataclasses.dataclass(frozen=True)

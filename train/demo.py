@@ -10,7 +10,7 @@ from absl import flags
 from maskgit_pt import command_line
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.files import hold_folder
-from maskgit_pt.settings import define_flags, from_flags
+from maskgit_pt.settings import define_flags, fields, from_flags
 from train.demos.images import DATA_SETS
 from train.demos.own import OwnPlan
 from train.demos.plan import Plan
@@ -38,13 +38,18 @@ define_flags(DemoSettings, FLAGS)
 flags.DEFINE_string(
     "from", None, "Trained weights that learn the classes of a folder.", flag_values=FLAGS
 )
-_NOT_OF_A_FOLDER = ("minutes", "files", "download", "processes", "few", "tokenizer_config")
+_NOT_OF_A_FOLDER = (
+    "minutes", "files", "download", "processes", "few", "tokenizer_config", "classifier_steps"
+)  # fmt: skip
 
 
 def main() -> int:
     """Runs the demo that the flags describe."""
-    settings = from_flags(DemoSettings, FLAGS)
-    start = FLAGS["from"].value
+    return make(from_flags(DemoSettings, FLAGS), FLAGS["from"].value)
+
+
+def make(settings: DemoSettings, start: str | None) -> int:
+    """Makes a demo; `start`: the trained weights that learn the classes of a folder."""
     own = settings.data not in DATA_SETS
     check(settings, start, own)
     folder = Path(settings.output or f"{Path(settings.data).name}{'_demo' * own}")
@@ -65,8 +70,12 @@ def check(settings: DemoSettings, start: str | None, own: bool) -> None:
     """Refuses flags that do not go together; `own`: `--data` is no data set that the demo knows."""
     if own and not Path(settings.data).is_dir():
         raise UsageError(f"--data={settings.data}; accepted: {', '.join(DATA_SETS)}, or a folder")
-    others = [name for name in _NOT_OF_A_FOLDER if own and getattr(settings, name)]
-    if others:
+    defaults = {name: field.default for name, field in fields(DemoSettings).items()}
+    others = [  # an empty list of settings has an empty tuple as its default
+        name for name in _NOT_OF_A_FOLDER
+        if (getattr(settings, name) or None) != (defaults[name] or None)
+    ]  # fmt: skip
+    if own and others:
         raise UsageError(f"--{others[0]} is for --data={' or '.join(DATA_SETS)}, not for a folder")
     if own != bool(start) or own != bool(settings.tokenizer):
         wanted = "a folder needs --from=WEIGHTS and --tokenizer" if own else "a folder for --from"

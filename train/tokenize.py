@@ -40,9 +40,10 @@ Turns labelled images into token shards, which training reads.
       --tokenizer=tokenizer_imagenet256_checkpoint --output=tokens256
   maskgit-tokenize --verify=tokens256
 
-Images are a folder with a folder a class (ImageFolder), the Kaggle download of ImageNet, or uncompressed tar
-files in WebDataset's layout (key.jpg beside key.cls or key.json). Writes into --output the tokens and labels
-as NumPy files, manifest.json, and preview.png: crops, each beside what the tokenizer makes of it.
+Images are a folder that has one subfolder for each class (ImageFolder), the Kaggle download of ImageNet, or
+uncompressed tar files in WebDataset's layout (key.jpg beside key.cls or key.json). Writes into --output the
+tokens and labels as NumPy files, manifest.json, and preview.png: crops, each beside what the tokenizer makes
+of it.
 
 Interrupted at any moment, the same command goes on from the finished shards; other settings, another
 tokenizer or other images are refused. A damaged image is named on standard error and in the manifest, and

@@ -53,9 +53,7 @@ class SelfGuidanceSampler(Sampler):
     steps: int = setting(18, STEPS, least=1)
     schedule: str | list[float] = setting("cosine", f"{SCHEDULE}: {', '.join(SCHEDULES)}.")
     choice_temperature: float | list[float] = setting(25.0, CHOICE_TEMPERATURE, least=0)
-    added_temperature: float = setting(
-        0.0, "self-guidance: added to --choice_temperature at every step.", least=0
-    )
+    added_temperature: float = setting(0.0, "Added to --choice_temperature at every step.", least=0)
     self_guidance: float | list[float] = setting(
         1.0,
         "Scale s of the guidance by the network's own second pass; above 0 it needs a network with the "

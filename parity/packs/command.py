@@ -79,7 +79,9 @@ flags.DEFINE_string(
     "transformer", None, "The recorded weights, to look for causes, if the pack has none.",
     flag_values=CHECK,
 )  # fmt: skip
-flags.DEFINE_string("tokenizer", None, "The same of the tokenizer.", flag_values=CHECK)
+flags.DEFINE_string(
+    "tokenizer", None, "The tokenizer's weights, if the pack has none.", flag_values=CHECK
+)
 flags.DEFINE_string("report", None, "Folder for index.html and check.json.", flag_values=CHECK)
 
 _arguments: list[str] = []

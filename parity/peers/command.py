@@ -27,8 +27,12 @@ flags.DEFINE_string("checkouts", None, "Folder of checkouts, OWNER/NAME.", flag_
 flags.DEFINE_string("pack", None, "A pack of 'maskgit-parity record'.", flag_values=FLAGS)
 flags.DEFINE_string("output", "docs/ports.md", "The page, Markdown.", flag_values=FLAGS)
 flags.DEFINE_integer("images", 12, "Images made with each.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("transformer", None, "Recorded weights not in the pack.", flag_values=FLAGS)
-flags.DEFINE_string("tokenizer", None, "The same of the tokenizer.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "transformer", None, "The transformer's weights, if the pack has none.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "tokenizer", None, "The tokenizer's weights, if the pack has none.", flag_values=FLAGS
+)
 
 
 def main() -> int:
@@ -55,7 +59,9 @@ def main() -> int:
         images=FLAGS.images,
         layers=facts["transformer"]["num_hidden_layers"] if facts.get("transformer") else None,
         pixels=opened.whole("images").shape[1] if "images" in opened.entries else None,
-        recorded=opened.manifest.get("recorded_from", {}).get("code", "an unknown code"),
+        recorded=opened.manifest.get("recorded_from", {}).get(
+            "code", "code that the pack does not name"
+        ),
         date=time.strftime("%Y-%m-%d", time.gmtime()),
     )
     output = Path(FLAGS.output)

@@ -68,6 +68,12 @@ def test_a_folder_of_ones_own(weights, tmp_path, monkeypatch, capsys):
             ["--data=.", "--minutes=5"],
             "--minutes is for --data=fashion or digits, not for a folder",
         ),
+        (["--data=.", "--few=20"], "--few is for"),
+        (["--data=.", "--processes=2"], "--processes is for"),
+        (["--data=.", "--classifier_steps=9"], "--classifier_steps is for"),
+        (["--data=.", "--files=x"], "--files is for"),
+        (["--data=.", "--download"], "--download is for"),
+        (["--data=.", "--tokenizer_config=seed=1"], "--tokenizer_config is for"),
         (["--data=digits", "--from=x"], "accepted: a folder for --from"),
     ],
 )

@@ -318,8 +318,8 @@ def open_images(
     settings.check_choice(config, "data.crop", images_lib.CROPS)
     if not data.images:
         raise ValueError(
-            "config.data.images is not set; accepted: a folder with a folder a class, ImageNet as Kaggle "
-            "has it (with config.data.split), or WebDataset tar files"
+            "config.data.images is not set; accepted: a folder with one subfolder for each class, ImageNet "
+            "as Kaggle has it (with config.data.split), or WebDataset tar files"
         )
     # Once, and the same for all: the order of the images must not differ between machines.
     collection = processes.on_first(lambda: images_lib.open_images(data.images, data.split or None))

@@ -1,4 +1,4 @@
-"""Images in folders: one folder a class, and the Kaggle download of ImageNet."""
+"""Images in folders: one for each class, and the Kaggle download of ImageNet."""
 
 import csv
 import os
@@ -71,7 +71,7 @@ def _list_classes(root: Path, classes: list[str]) -> FolderImages:
     if not len(names):
         raise ValueError(
             f"{root}: the {len(classes)} class folders hold no images ({', '.join(classes[:5])}); "
-            f"accepted: a folder a class, with {_extensions()} files"
+            f"accepted: one folder for each class, with {_extensions()} files"
         )
     images = FolderImages(root, names, np.concatenate(labels), classes, left_out)
     images.places = places

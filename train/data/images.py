@@ -40,7 +40,7 @@ def open_images(
 ) -> Images:
     """Opens a collection of labelled images; what it is, is recognised from what is there.
 
-    - ImageFolder: a folder a class; classes are numbered by the sorted names of the folders. A class
+    - ImageFolder: one folder for each class; classes are numbered by the sorted names of the folders. A class
       without images keeps its number.
     - Kaggle's ImageNet: the root of the download with split "train" or "val", or a folder inside it.
       Class = place among the sorted WordNet ids, as in every published ImageNet model.

@@ -11,7 +11,8 @@ class DemoSettings:
     """Each field is the value of the flag of its name."""
 
     data: str = setting(
-        "fashion", f"Which images: {', '.join(DATA_SETS)}, or a folder with a folder a class."
+        "fashion",
+        f"Which images: {', '.join(DATA_SETS)}, or a folder that has one subfolder for each class.",
     )
     output: str | None = setting(
         None,
