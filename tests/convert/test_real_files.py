@@ -206,6 +206,25 @@ def test_orbax(tmp_path, miniature, miniature_flat):
     assert "\n" not in str(caught.value)
 
 
+def test_orbax_that_cannot_be_written(tmp_path, miniature, monkeypatch):
+    """A disk that is full, and one that becomes so: nothing stays behind."""
+    orbax = pytest.importorskip("orbax.checkpoint", reason="needs the extra 'jax'")
+
+    def fail(self, path, tree):
+        path.with_name(f"{path.name}.orbax-checkpoint-tmp").mkdir()
+        raise ValueError("RESOURCE_EXHAUSTED:\n No space left on device")
+
+    monkeypatch.setattr(orbax.StandardCheckpointer, "save", fail)
+    output = tmp_path / "orbax"
+    with pytest.raises(OSError, match="Orbax: ValueError RESOURCE_EXHAUSTED: No space") as caught:
+        convert.convert(miniature, output, to="orbax")
+    assert caught.value.filename == str(output)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=f"No space left on device: '{output}'"):
+        convert.convert(miniature, output, to="orbax")
+    assert list(tmp_path.iterdir()) == [miniature]
+
+
 def test_orbax_gives_equal_logits(tmp_path):
     pytest.importorskip("orbax.checkpoint", reason="needs the extra 'jax'")
     import orbax.checkpoint as orbax
