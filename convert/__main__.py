@@ -179,13 +179,27 @@ def main() -> int:
     return 0
 
 
+# Flags of a conversion alone.
+_CONVERTING = (
+    *("output", "to", "safetensors", "dtype", "noverify", "overwrite"),
+    *("pixels", "gelu", "push"),
+)
+
+
 def _check_usage() -> None:
+    for name in ("input", "output", "inspect", "verify", "against", "push"):
+        if FLAGS[name].value == "":
+            raise command_line.UsageError(f"--{name} is empty")
     doing = [
         FLAGS.list,
         *(FLAGS[name].value is not None for name in ("inspect", "verify", "input")),
     ]
     if sum(doing) > 1:
         raise command_line.UsageError("--input, --list, --inspect and --verify exclude each other")
+    if FLAGS.input is None and any(doing):
+        for name in _CONVERTING:
+            if FLAGS[name].present:
+                raise command_line.UsageError(f"--{name} is for --input=FILE")
     if FLAGS.against is not None and FLAGS.verify is None:
         raise command_line.UsageError("--against is for --verify=FILE")
     if FLAGS.dtype == "int8" and FLAGS.to != "onnx":

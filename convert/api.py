@@ -197,7 +197,13 @@ def convert(
         output_sha256=output_sha256.result(),
         check=check,
         verified=verify,
-        warnings=(*source.notes, *writer.marks(source), *observer.warnings()),
+        # ONNX graphs say how many codes there are where weights do not.
+        warnings=(
+            *source.notes,
+            *(source.unused if writer.READS else ()),
+            *writer.marks(source),
+            *observer.warnings(),
+        ),
         seconds=time.perf_counter() - started,
     )
 

@@ -35,6 +35,10 @@ class Given:
             raise ValueError(f"weights is {self.weights!r}; accepted: {', '.join(WEIGHTS)}")
 
 
+class MissingWeights(ValueError):
+    """A file does not hold the kind of weights that was asked for: the averaged ones, or the raw ones."""
+
+
 @dataclass
 class Checkpoint:
     """Weights in a file.
@@ -102,6 +106,16 @@ class Checkpoint:
         values = self.origin.get("values", {})
         found = [values.get(name) for name in ("iter", "global_step", "step")]
         return next((value for value in found if type(value) is int), None)
+
+    @property
+    def unused(self) -> list[str]:
+        """What the user said beside the file that says nothing about this model."""
+        said = {"num_attention_heads": "num_heads", "num_codes": "num_codes"}
+        return [
+            f"--{flag}={getattr(self.given, flag)} says nothing about a {self.model_type}: not used"
+            for name, flag in said.items()
+            if getattr(self.given, flag) is not None and name not in self.config
+        ]
 
     def size(self, dtype: str | None = None) -> int:
         """Bytes of all tensors, as stored or in another dtype."""

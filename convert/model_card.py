@@ -2,6 +2,7 @@
 
 from convert import infer, rules
 from convert.checkpoint import Checkpoint
+from maskgit_pt.files import printable
 
 _MASKGIT = ("MaskGIT", "https://arxiv.org/abs/2202.04200")
 _BESNIER = ("MaskGIT as of Besnier & Chen 2023", "https://arxiv.org/abs/2310.14400")
@@ -68,11 +69,11 @@ def model_card(
     return _CARD.format(
         model=model,
         paper=paper,
-        remark=f"\n**{weights}**\n" if weights else "",
+        remark=f"\n**{printable(str(weights))}**\n" if weights else "",
         module=cls.__module__,
         formats="|".join(name for name in writers if name != "safetensors"),
         source=source.replace("`", "'"),
-        resolution=infer.resolution(checkpoint.model_type, checkpoint.config),
+        resolution=printable(infer.resolution(checkpoint.model_type, checkpoint.config)),
         parameters=checkpoint.parameters,
         dtype=dtype,
         sha256=sha256,

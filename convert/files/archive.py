@@ -145,3 +145,6 @@ def unpack(path: Path, wanted: Sequence[Member], folder: Path) -> None:
         raise ValueError(
             f"its member {printable(str(member.path))} is damaged: {printable(str(error)[:100])}"
         ) from None
+    except OSError as error:  # it names the folder, which nobody sees
+        name = printable(str(member.path)[:100])
+        raise ValueError(f"its member {name} cannot be unpacked: {error.strerror}") from None

@@ -31,7 +31,9 @@ def check_output(
         raise ValueError(f"{path} is a {found}; this output is a {wanted}: choose another name")
     if path.exists() and not overwrite and not (is_folder and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already; --overwrite replaces it")
-    there = [file.name for file in path.iterdir()] if path.is_dir() else []
+    # Folders in the folder may be called after an average, which is read first.
+    found = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else []
+    there = [str(file.relative_to(path)) for file in found]
     if there and weights_name is None:
         raise FileExistsError(f"{path} exists already and cannot be merged with: remove it first")
     others = [n for n in there if n.endswith((*WEIGHTS, ".index.json")) and n != weights_name]

@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+from convert.checkpoint import MissingWeights
 from convert.files import archive
 from convert.files.strangers import describe_stranger
 from convert.formats import packings
@@ -82,7 +83,7 @@ def of_averages(files: Iterable[P], configs: Collection[PurePath], weights: str 
       The files; none where no folder is called after an average.
 
     Raises:
-      ValueError: "raw" is asked for, and there is none.
+      MissingWeights: "raw" is asked for, and there is none.
     """
     models = [file for file in files if file.parent in configs and not _STATE.fullmatch(file.name)]
     averaged = [file for file in models if is_averaged(file.parent.name)]
@@ -90,7 +91,9 @@ def of_averages(files: Iterable[P], configs: Collection[PurePath], weights: str 
         return averaged
     raw = [file for file in models if file not in averaged]
     if not raw:
-        raise ValueError(f"has no raw weights (--weights=raw); it has {averaged[0].parent.name}")
+        raise MissingWeights(
+            f"has no raw weights (--weights=raw); it has {averaged[0].parent.name}"
+        )
     return raw
 
 

@@ -4,6 +4,9 @@ Only here is JAX imported, by orbax-checkpoint (the extra "jax"), and only when 
 written.
 """
 
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from convert.formats.container import Container
 from convert.formats.flax import Flax
 from convert.formats.state_dicts import flax_contents
 from convert.rows import Outgoing
+
+_ROOM = 2**20  # for what Orbax writes beside the numbers
 
 
 class Orbax(Flax):
@@ -33,9 +38,31 @@ class Orbax(Flax):
             values = dtypes.to_numpy(tensors.tensor(name))
             return values.view(ml_dtypes.bfloat16) if values.dtype == dtypes.BFLOAT16 else values
 
-        tree = flax_msgpack.nest({name: array(name) for name in tensors.rows})
-        with _orbax().StandardCheckpointer() as checkpointer:
-            checkpointer.save(path.absolute(), tree)
+        arrays = {name: array(name) for name in tensors.rows}
+        size = sum(values.nbytes for values in arrays.values())
+        _save(_orbax(), path.absolute(), flax_msgpack.nest(arrays), size)
+
+
+def _save(orbax: Any, path: Path, tree: dict[str, Any], size: int) -> None:
+    """Writes a folder. What Orbax writes first has a name beside the final one: both are within `path`.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    # Asked before: on a full disk Orbax' threads print tracebacks that nobody can catch.
+    if size + _ROOM > shutil.disk_usage(path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    path.mkdir()
+    inner = path / "checkpoint"
+    try:
+        with orbax.StandardCheckpointer() as checkpointer:
+            checkpointer.save(inner, tree)
+    except Exception as error:  # of many types
+        text = " ".join(str(error).split())[:200]
+        raise OSError(errno.EIO, f"Orbax: {type(error).__name__} {text}") from None
+    for entry in inner.iterdir():
+        entry.rename(path / entry.name)
+    inner.rmdir()
 
 
 def open_orbax(path: Path) -> Container:

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from convert import flax_msgpack
 from convert.files import dtypes, flax_scanner, safetensors_file, torch_file
 from convert.files.flax_scanner import StoredArray
-from convert.files.pickle_names import Thing
+from convert.files.pickle_names import Refused, Thing
 from convert.files.strangers import HEAD_BYTES, describe_stranger
 from convert.files.tensors import MappedFile
 from convert.formats.container import Container
 from convert.formats.orbax import open_orbax
 from convert.formats.state_dicts import Contents, StateDict, contents, describe, flax_contents
 from convert.rules import abbreviate
+from maskgit_pt.files import printable
 
 _MAX_INDEX_BYTES = 2**24
 
@@ -98,9 +99,10 @@ def open_shards(path: Path) -> Container:
         try:
             found, release = _named_tensors(file)
         except ValueError as error:
-            raise ValueError(f"its shard {file.name}: {error}") from None
+            kind = Refused if isinstance(error, Refused) else ValueError
+            raise kind(f"its shard {file.name}: {error}") from None
         named = {name for name, place in places.items() if place == file.name}
-        if differing := sorted(map(str, found.keys() ^ named)):
+        if differing := sorted(printable(str(key)) for key in found.keys() ^ named):
             raise ValueError(
                 f"its shard {file.name} and its index differ in {abbreviate(differing)}"
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from convert import infer, rules
-from convert.checkpoint import Checkpoint, Given
+from convert.checkpoint import Checkpoint, Given, MissingWeights
 from convert.files import torch_file
 from convert.files.archive import is_archive
 from convert.files.pickle_names import Refused
@@ -130,7 +130,7 @@ def recognise(path: str | Path, weights: str | None = None) -> Recognised:
     for state in opened.candidates:
         if what := describe_relative(state.tensors):
             raise ValueError(f"{path} {what}")
-    with _named(path, opened.packing):
+    with _outside(opened), _named(path, opened.packing):
         likenesses = [
             (form.likeness(state, opened), state, form)
             for state in _wanted(opened, weights)
@@ -158,7 +158,7 @@ def _wanted(opened: Container, weights: str | None) -> list[StateDict]:
     if not wanted:
         held = ", ".join(state.wrapper or "the top level" for state in opened.candidates)
         kind = "averaged" if weights == "ema" else "raw"
-        raise ValueError(f"has no {kind} weights (--weights={weights}); it has {held}")
+        raise MissingWeights(f"has no {kind} weights (--weights={weights}); it has {held}")
     return wanted
 
 
@@ -178,7 +178,10 @@ def _open(path: Path, weights: str | None = None, unpacked: bool = False) -> Con
         raise ValueError(f"{path} {known}")
     if path.is_dir() and (what := describe_relative_folder(path)):
         raise ValueError(f"{path} {what}")
-    file = weights_of(path, weights) if path.is_dir() else path
+    try:
+        file = weights_of(path, weights) if path.is_dir() else path
+    except MissingWeights as error:
+        raise MissingWeights(f"{path}: {error}") from None
     head = packings.first_bytes(file)
     if is_archive(file, head) and not torch_file.is_torch_file(file, head):
         if unpacked:
@@ -258,5 +261,7 @@ def _named(path: Path, name: str) -> Iterator[None]:
         yield
     except Refused as error:
         raise ValueError(f"{path}: not read: {error}; nothing of it was run") from None
+    except MissingWeights as error:
+        raise MissingWeights(f"{path}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: not a usable {name} checkpoint: {error}") from None

@@ -109,7 +109,7 @@ def flax_contents(tree: dict[str, Any]) -> tuple[str, Contents]:
             if key == "params" and "batch_stats" in tree:
                 variables = variables | {"batch_stats": tree["batch_stats"]}
             tensors = {n: leaf for n, leaf in flatten(variables) if is_tensor(leaf)}
-            found.candidates.append(StateDict(key, tensors))
+            found.candidates.append(StateDict(found.key_of(key), tensors))
         elif is_tensor(value) and value.numel() == 1 and not value.is_complex():
             found.values[found.key_of(key)] = value.item()
         elif _is_plain(value):
@@ -135,7 +135,7 @@ def _collect(tree: Mapping[Any, Any], wrapper: str | None, found: Contents, dept
         return True
     for key in others:
         value = tree[key]
-        inner = ".".join(filter(None, (wrapper, key if isinstance(key, str) else str(key))))
+        inner = ".".join(filter(None, (wrapper, found.key_of(key))))
         nested = isinstance(value, dict) and depth < _MAX_DEPTH and _OPTIMIZER - value.keys()
         if nested and isinstance(key, str) and _collect(value, inner, found, depth + 1):
             continue

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from convert import infer
 from convert.checkpoint import Checkpoint, Given
+from convert.files import dtypes
 from convert.files.tensors import Shape, rows_that_differ
 from convert.formats.container import Container, config_beside
 from convert.formats.format import Format, numbers
@@ -115,7 +116,14 @@ class UnlockMGM(Format):
                     f"{CONFIG_NAME} says {name} {stated[name]!r}, the weights show {value}"
                 )
         found.notes.append(infer.GELU_NOTE)
-        if differing := rows_that_differ(state.tensors[_HEAD], state.tensors[_EMBEDDINGS]):
+        head, embeddings = state.tensors[_HEAD], state.tensors[_EMBEDDINGS]
+        if head.dtype != embeddings.dtype:
+            kinds = [dtypes.name_of_torch(tensor.dtype) for tensor in (head, embeddings)]
+            found.notes.append(
+                f"tensor {_HEAD} is {kinds[0]}, {_EMBEDDINGS} {kinds[1]}: not compared, although the "
+                "published files hold a copy"
+            )
+        elif differing := rows_that_differ(head, embeddings):
             found.notes.append(
                 f"tensor {_HEAD} differs from {_EMBEDDINGS}, of which the published files hold a copy, in "
                 f"{differing:,} of {found.config['vocab_size']:,} rows"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import maskgit_pt
 from convert import infer, inspection, rules
-from convert.checkpoint import Checkpoint, Given
+from convert.checkpoint import Checkpoint, Given, MissingWeights
 from convert.files.tensors import one_thread
 from convert.formats.recognise import recognise
 from convert.rules import abbreviate
@@ -119,10 +119,10 @@ def verify(
     result.rows["file sha256"] = sha256
     result.rows["fingerprint"] = fingerprint
     result.rows["ledger"] = _known(candidates, sha256, fingerprint, result.problems)
-    if checkpoint.notes:
-        result.rows["notes"] = "; ".join(checkpoint.notes)
+    if notes := [*checkpoint.notes, *checkpoint.unused]:
+        result.rows["notes"] = "; ".join(notes)
     if against is not None:
-        other = recognise(against, given.weights).open(given)
+        other = _other(against, given)
         pair = _of_one_kind(checkpoint, other)
         if pair is None:
             raise ValueError(
@@ -147,6 +147,14 @@ def verify(
     }
     result.rows["ledger line"] = json.dumps(line)
     return result
+
+
+def _other(against: str | Path, given: Given) -> Checkpoint:
+    """Opens the other copy; of `given.weights` only what it holds: weights alone may well be an average."""
+    try:
+        return recognise(against, given.weights).open(given)
+    except MissingWeights:
+        return recognise(against).open(given)
 
 
 def _of_one_kind(first: Checkpoint, second: Checkpoint) -> tuple[Checkpoint, Checkpoint] | None:

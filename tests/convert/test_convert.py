@@ -1,6 +1,7 @@
 """Conversion of files: same bytes back, verification, whole or nothing."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -362,6 +363,42 @@ class TestOutput:
             convert.convert(miniature, miniature, overwrite=True)
         with pytest.raises(FileNotFoundError, match="there is no folder"):
             convert.convert(miniature, tmp_path / "missing" / "folder")
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "pytorch_model.bin",
+            "old.ckpt",
+            "model.safetensors.index.json",
+            "model-00001-of-00002.safetensors",
+            "ema_model/model.safetensors",
+        ],
+    )
+    def test_other_weights_would_stay(self, miniature, tmp_path, name):
+        """And be read in place of the new ones."""
+        other = tmp_path / "folder" / name
+        other.parent.mkdir(parents=True)
+        other.write_bytes(b"old")
+        with pytest.raises(FileExistsError, match=rf"folder holds other weights \({name}\)"):
+            convert.convert(miniature, tmp_path / "folder", overwrite=True)
+        assert [path for path in other.parent.iterdir()] == [other]
+
+    def test_a_folder_is_merged_whole_or_not_at_all(self, miniature, tmp_path):
+        folder = tmp_path / "folder"
+        (folder / "README.md").mkdir(parents=True)
+        (folder / "config.json").write_text("old")
+        with pytest.raises(OSError, match="README.md is a folder, to be replaced by a file"):
+            convert.convert(miniature, folder, overwrite=True)
+        assert (folder / "config.json").read_text() == "old" and len(list(folder.iterdir())) == 2
+        assert sorted(tmp_path.iterdir()) == [folder, miniature]
+
+    def test_what_is_neither_file_nor_folder_stays(self, miniature, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "link").symlink_to("nowhere")
+        for name, to in (("pipe", "flax"), ("link", "flax"), ("link", "safetensors")):
+            with pytest.raises(ValueError, match=f"{name} is neither a file nor a folder"):
+                convert.convert(miniature, tmp_path / name, to=to, overwrite=True)
+        assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
 
     def test_onto_itself(self, miniature, tmp_path):
         before = miniature.read_bytes()

@@ -1,5 +1,6 @@
 """`maskgit-convert`: exit codes, what it prints and where."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ import fresh_python
 import numpy as np
 import pytest
 import torch
-from convert_samples import write_flax
+from convert_samples import OFFICIAL, write_flax
 
+import convert
 from convert import __main__ as command
 from convert import rules
 from convert.verification import ledger
@@ -62,10 +64,52 @@ def test_wrong_usage(run, miniature):
         ((f"--input={miniature}", "--output=x", "--dtype=int8"), "--dtype=int8 is for --to=onnx"),
         ((f"--input={miniature}", "--output=x", "--num_heads=0"), "num_heads"),
         ((f"--input={miniature}", "--output=x", "--frobnicate"), "frobnicate"),
+        (("--input=", "--output=x"), "--input is empty"),
+        (("--inspect=",), "--inspect is empty"),
+        ((f"--inspect={miniature}", "--output=x"), "--output is for --input=FILE"),
+        (("--list", "--to=flax"), "--to is for --input=FILE"),
         ((f"{miniature}",), "unexpected argument"),
     ):
         code, out, err = run(*arguments)
         assert code == 2 and part in err and err.count("\n") == 1 and not out
+
+
+def test_flags_that_say_nothing(run, tmp_path):
+    """A tokenizer has no attention heads."""
+    said = "--num_heads=7 says nothing about a maskgit_vqvae: not used"
+    tokenizer = OFFICIAL / "tiny_tokenizer_checkpoint"
+    assert said in run(f"--inspect={tokenizer}", "--num_heads=7")[1]
+    assert said in run(f"--input={tokenizer}", f"--output={tmp_path / 'x'}", "--num_heads=7")[2]
+
+
+FORGED = "ema\nverdict:      these are the weights of Google\x1b[2J"
+
+
+@pytest.mark.parametrize("flag", ["inspect", "verify", "input"])
+def test_text_of_a_file_forges_no_lines(flag, run, miniature, tmp_path):
+    """Neither keys beside the weights nor the name of the file."""
+    state = convert.load_checkpoint(miniature)[2]
+    file = tmp_path / "a\nverdict: b\x1b[2J"
+    torch.save({"model": state, FORGED: state, "note\nx\x1b": [1]}, file)
+    more = [f"--output={tmp_path / 'folder'}"] if flag == "input" else []
+    _, out, err = run(f"--{flag}={file}", "--num_heads=2", *more)
+    assert r"ema\nverdict:" in out + err and "\x1b" not in out + err
+    assert sum(line.startswith("verdict:") for line in out.splitlines()) == (flag == "verify")
+    assert all(line.startswith("maskgit-convert: warning: ") for line in err.splitlines())
+    if more:
+        assert "\x1b" not in (tmp_path / "folder" / "README.md").read_text()
+
+
+def test_error_of_a_forged_name(run, tmp_path):
+    file = write_flax(tmp_path / "file", {f"params/{FORGED}": np.zeros(2, np.float32)})
+    code, _, err = run(f"--inspect={file}")
+    assert code == 1 and err.count("\n") == 1 and "\x1b" not in err
+
+
+def test_file_name_that_is_no_text(run, miniature, tmp_path):
+    file = miniature.rename(tmp_path / os.fsdecode(b"bad\xff"))
+    assert run(f"--input={file}", f"--output={tmp_path / 'folder'}")[0] == 0
+    assert r"from `bad\udcff`" in (tmp_path / "folder" / "README.md").read_text()
 
 
 def test_help(run):

@@ -10,15 +10,19 @@ import struct
 import zipfile
 
 import fresh_python
+import halton_files
+import mage_files
 import msgpack
 import numpy as np
 import pytest
 import torch
 from convert_samples import OFFICIAL, write_flax
+from recorded import GOLDEN
 
 import convert
 from convert import flax_msgpack
 
+EMBED = "embed.word_embeddings.weight"
 EMBEDDING = "params/Embed_0/word_embeddings/embedding"
 KERNEL = "params/TransformerLayer_0/Mlp_0/layer_output/kernel"
 
@@ -173,6 +177,36 @@ def test_wrong_tensors(miniature_flat, tmp_path, change, parts):
     refuse(file, tmp_path, *parts)
 
 
+@pytest.mark.parametrize(
+    "file, name",
+    [
+        ("hmorimitsu", "tok_emb.weight"),
+        ("besnier", "tok_emb.weight"),
+        ("halton", "tok_emb.weight"),
+        ("mage", "token_emb.word_embeddings.weight"),
+        ("mage", "decoder_embed.weight"),
+        ("ours", EMBED),
+    ],
+)
+def test_one_number_where_a_width_is_read(file, name, miniature, foreign_files, tmp_path):
+    published = {
+        "hmorimitsu": lambda: _loaded(foreign_files / "formats/hmorimitsu_maskgit.ckpt"),
+        "besnier": lambda: _loaded(GOLDEN / "besnier/tiny_maskgit.pth"),
+        "halton": lambda: _loaded(io.BytesIO(halton_files.published_bytes("transformer_A.pth"))),
+        "mage": mage_files.published,
+        "ours": lambda: convert.load_checkpoint(miniature)[2],
+    }
+    state = dict(published[file]())
+    assert name in state
+    torch.save(state | {name: torch.tensor(1.0)}, tmp_path / "file")
+    refuse(tmp_path / "file", tmp_path)
+
+
+def _loaded(file) -> dict:
+    tree = torch.load(file, weights_only=True)
+    return next((tree[key] for key in ("state_dict", "model_state_dict") if key in tree), tree)
+
+
 def test_tokenizer_of_impossible_sizes(tmp_path):
     data = (OFFICIAL / "tiny_tokenizer_checkpoint").read_bytes()
     flat = dict(flax_msgpack.flatten(flax_msgpack.loads(data)))
@@ -189,9 +223,6 @@ def test_duplicate_tensor(miniature, tmp_path):
     assert data.count(packed) == 1
     miniature.write_bytes(data.replace(packed, msgpack.packb("value")))
     refuse(miniature, tmp_path, "self_attention/value", "occurs twice")
-
-
-EMBED = "embed.word_embeddings.weight"
 
 
 def safetensors_bytes(header, data: bytes = b"") -> bytes:
@@ -222,6 +253,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
         (safetensors_bytes(entry(shape=(-2,)), bytes(8)), "whole numbers"),
         (safetensors_bytes(entry(shape=(2.0,)), bytes(8)), "whole numbers"),
         (safetensors_bytes(entry(shape=(2**60, 2**60)), bytes(8)), "whole numbers"),
+        (safetensors_bytes(entry(shape=(2**48, 2**48, 0), offsets=(0, 0))), "is absurdly large"),
         (safetensors_bytes(entry(offsets=(4, 12)), bytes(12)), "starts at byte 4"),
         (safetensors_bytes(entry(), bytes(7)), "truncated?"),
         (safetensors_bytes(entry(), bytes(9)), "take 8 bytes, its data 9"),
@@ -248,12 +280,41 @@ def test_wrong_config(miniature, tmp_path):
         ("[" * 100_000, "not JSON"),
         ("[]", "JSON list"),
         ('{"num_attention_heads": 2, "vqvae": 3}', "no maskgit_transformer configuration"),
+        (f'{{"num_attention_heads": {10**30}}}', f"does not fit .* {10**30} heads"),
         ('{"a": "' + "x" * 2**20 + '"}', "bytes; accepted"),
     ):
         (folder / "config.json").write_text(text)
         with pytest.raises(ValueError, match=reason):
             convert.convert(folder, tmp_path / "output", to="flax")
         assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    "setting, reason",
+    [
+        ({"norm_type": []}, "norm_type is []; accepted: GN, LN, BN"),
+        ({"norm_type": {}}, "norm_type is {}; accepted: GN, LN, BN"),
+        ({"norm_groups": 0}, "no maskgit_vqvae configuration"),
+    ],
+)
+def test_wrong_tokenizer_config(setting, reason, tmp_path):
+    convert.convert(OFFICIAL / "tiny_tokenizer_checkpoint", tmp_path / "folder")
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    config["vqvae"] |= setting
+    (tmp_path / "folder" / "config.json").write_text(json.dumps(config))
+    refuse(tmp_path / "folder", tmp_path, reason)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("file", flax_msgpack.dumps({"step": 1})),
+        ("model.safetensors.index.json", b'{"weight_map": {}}'),
+    ],
+)
+def test_no_tensors_at_all(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    refuse(tmp_path / name, tmp_path, f"{name}: holds no tensors")
 
 
 # Each claims gigabytes in a file of a few bytes, or would need them to be read naively.

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import wrong_files
 from convert_samples import MINIATURE, OFFICIAL, seeded_flat, write_flax
+from wrong_files import Attack
 
 import convert
 from convert import __main__ as command
-from convert import flax_msgpack
+from convert import flax_msgpack, inspection
 from convert.formats.recognise import open_checkpoint
 from maskgit_pt import VQVAE, MaskGIT, Transformer, hub
 from maskgit_pt.pretrained import load_any
@@ -148,6 +150,26 @@ def test_shards(packing, state, folder, tmp_path):
         assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
 
 
+def test_what_is_wrong_with_a_shard(state, folder, tmp_path):
+    """A second copy of a tensor does not count, nor do shards escape the hash; errors name the shard."""
+    index = cut(state, tmp_path, "torch")
+    shutil.copy(folder / "config.json", tmp_path)
+    shard = max(tmp_path.glob("*.bin"))
+    tensors = torch.load(shard, weights_only=True)
+    before = inspection.inspect(index, 2)["file sha256"]
+    torch.save({name: tensor + 1 for name, tensor in tensors.items()}, shard)
+    assert inspection.inspect(index, 2)["file sha256"] != before
+    for content, reason in (
+        (tensors | {next(iter(state)): torch.ones(2)}, f"its index differ in {next(iter(state))}"),
+        (tensors | {7: torch.ones(2)}, "its index differ in 7"),
+        ([1], "holds no tensors by name"),
+        ({"a": Attack(tmp_path / "made")}, "pickle tries to run .*; nothing of it was run"),
+    ):
+        torch.save(content, shard)
+        wrong_files.refused(index, f"its shard {shard.name}.*{reason}", tmp_path / "output")
+    assert not (tmp_path / "made").exists()
+
+
 def train_state(flat):
     params = flax_msgpack.nest({name.removeprefix("params/"): a for name, a in flat.items()})
     average = flax_msgpack.nest({n.removeprefix("params/"): a + 1 for n, a in flat.items()})
@@ -174,6 +196,9 @@ def test_flax_train_state(tmp_path, miniature_flat):
     summary = convert.convert(tmp_path / "file", tmp_path / "out", weights="ema")
     assert summary.input_layout == "Flax train state layout, under 'ema_params'"
     assert any("opt_state (a dict of 1)" in note for note in summary.warnings)
+    odd = tree | {"step": np.complex64(3 + 1j)}
+    (tmp_path / "odd").write_bytes(flax_msgpack.dumps(odd))
+    assert any("step (a tensor [])" in note for note in open_checkpoint(tmp_path / "odd").notes)
     (tmp_path / "bare").write_bytes(flax_msgpack.dumps(tree["params"]))
     summary = convert.convert(tmp_path / "bare", tmp_path / "google", to="flax")
     assert summary.input_layout == "bare Flax parameters layout"
@@ -204,6 +229,25 @@ def test_orbax(tmp_path, miniature, miniature_flat):
     with pytest.raises(ValueError, match="damaged: .*Orbax cannot read it") as caught:
         convert.load_checkpoint(tmp_path / "damaged")
     assert "\n" not in str(caught.value)
+
+
+def test_orbax_that_cannot_be_written(tmp_path, miniature, monkeypatch):
+    """A disk that is full, and one that becomes so: nothing stays behind."""
+    orbax = pytest.importorskip("orbax.checkpoint", reason="needs the extra 'jax'")
+
+    def fail(self, path, tree):
+        path.with_name(f"{path.name}.orbax-checkpoint-tmp").mkdir()
+        raise ValueError("RESOURCE_EXHAUSTED:\n No space left on device")
+
+    monkeypatch.setattr(orbax.StandardCheckpointer, "save", fail)
+    output = tmp_path / "orbax"
+    with pytest.raises(OSError, match="Orbax: ValueError RESOURCE_EXHAUSTED: No space") as caught:
+        convert.convert(miniature, output, to="orbax")
+    assert caught.value.filename == str(output)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=f"No space left on device: '{output}'"):
+        convert.convert(miniature, output, to="orbax")
+    assert list(tmp_path.iterdir()) == [miniature]
 
 
 def test_orbax_gives_equal_logits(tmp_path):

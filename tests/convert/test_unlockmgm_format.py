@@ -1,6 +1,7 @@
 """UnlockMGM's folders and zip archives: in, out, Google's file out of them, wrong ones, all the way."""
 
 import dataclasses
+import io
 import json
 import pickle
 import shutil
@@ -252,6 +253,46 @@ def test_two_models_in_an_archive(tmp_path):
     refused(path, r"weights in 2 files \(a/pytorch_model.bin, b/pytorch_model.bin\); unpack it")
 
 
+@pytest.mark.parametrize(
+    "folder, weights",
+    [("./model", WEIGHTS), ("model/", WEIGHTS), ("model", WEIGHTS.upper())],
+)
+def test_odd_names_in_an_archive(folder, weights, tmp_path):
+    with zipfile.ZipFile(tmp_path / "file.zip", "w") as opened:
+        opened.write(TINY / "config.json", f"{folder}/config.json")
+        opened.write(TINY / WEIGHTS, f"{folder}/{weights}")
+    expected = convert.load_checkpoint(TINY)[2]
+    assert same(convert.load_checkpoint(tmp_path / "file.zip")[2], expected)
+
+
+def inner_archive() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as opened:
+        opened.write(TINY / WEIGHTS, WEIGHTS)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        ({"readme.pth.txt": b"x"}, "without weights; accepted: names ending in .bin"),
+        ({WEIGHTS: inner_archive()}, f"{WEIGHTS} is a zip archive in an archive: unpack the outer"),
+        ({WEIGHTS: None, "config.json": b"{"}, "file.zip.*/config.json: not JSON"),
+        ({"x" * 300 + ".bin": None}, r"x{100} cannot be unpacked: File name too long"),
+        ({f"m/{WEIGHTS}": b"", f"m/./{WEIGHTS}": b""}, "two members of one name"),
+    ],
+)
+def test_odd_members_of_an_archive(members, message, tmp_path):
+    """The archive is named, never the folder that it was unpacked into."""
+    path = tmp_path / "file.zip"
+    with zipfile.ZipFile(path, "w") as opened:
+        for name, data in members.items():
+            opened.writestr(name, (TINY / WEIGHTS).read_bytes() if data is None else data)
+    with pytest.raises(ValueError, match=message) as error:
+        open_checkpoint(path)
+    assert str(error.value).startswith(str(path)) and "maskgit-convert-" not in str(error.value)
+
+
 def _rename(info: zipfile.ZipInfo, name: str) -> zipfile.ZipInfo:
     info.filename = info.orig_filename = name
     return info
@@ -346,6 +387,16 @@ def test_mutations(tmp_path, name, fault):
     folder = written(tmp_path / "folder", mutated(published(), name, fault))
     message = f"1 missing: {name}" if fault == "missing" else FAULTS[fault]
     wrong_files.refused(folder, message, tmp_path / "ours")
+
+
+def test_a_head_of_another_dtype(tmp_path):
+    """It is not compared with the embeddings, and that is said."""
+    name = "mlm_layer.to_logits.weight"
+    folder = written(tmp_path / "folder", published() | {name: published()[name].half()})
+    notes = open_checkpoint(folder).notes
+    assert any(
+        f"tensor {name} is float16, embed.word_embeddings.weight float32" in n for n in notes
+    )
 
 
 @pytest.mark.parametrize("name", [KEY, KEY.replace("key", "value")])

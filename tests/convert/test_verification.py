@@ -209,10 +209,25 @@ class TestAgainst:
         assert torch.equal(first.tensors[third][:3], second.tensors[third])
 
 
+def test_an_average_against_weights_alone(run, miniature, tmp_path):
+    """--weights chooses where there is something to choose."""
+    state = convert.load_checkpoint(miniature)[2]
+    average = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"model": state, "ema": average}, tmp_path / "both")
+    torch.save(average, tmp_path / "alone")
+    flags = ("--weights=ema", "--num_heads=2")
+    files = (f"--verify={tmp_path / 'both'}", f"--against={tmp_path / 'alone'}")
+    assert " of 25 tensors are equal" in run(*files, *flags)[1]["agreement"]
+    code, _, err = run(f"--verify={tmp_path / 'alone'}", *flags)
+    assert code == 1 and "alone: has no averaged weights (--weights=ema)" in err
+
+
 @pytest.mark.parametrize(
     "arguments, reason",
     [
         (["--against=x"], "--against is for --verify=FILE"),
+        (["--verify=x", "--against="], "--against is empty"),
+        (["--verify="], "--verify is empty"),
         (["--verify=x", "--input=y"], "--input, --list, --inspect and --verify exclude each other"),
     ],
 )
