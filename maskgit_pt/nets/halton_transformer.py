@@ -235,7 +235,8 @@ class HaltonTransformer(PretrainedMixin, nn.Module):
         condition = self.cls_emb(labels)  # [B, D]
         x = self.tok_emb(tokens) + self.pos_emb.weight  # [B, n, D]
         if self.reg_tokens is not None:
-            x = torch.cat([x, self.reg_tokens.weight.expand(len(x), -1, -1)], dim=1)  # [B, N, D]
+            # Not len(x), which would fix the batch in an exported graph.
+            x = torch.cat([x, self.reg_tokens.weight.expand(x.shape[0], -1, -1)], dim=1)  # [B, N, D]
         for block in self.transformer["layers"]:
             x = block(x, condition)
         x = self.last_norm(x[:, : self.num_tokens], condition)  # [B, n, D]
