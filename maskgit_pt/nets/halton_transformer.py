@@ -236,7 +236,9 @@ class HaltonTransformer(PretrainedMixin, nn.Module):
         x = self.tok_emb(tokens) + self.pos_emb.weight  # [B, n, D]
         if self.reg_tokens is not None:
             # Not len(x), which would fix the batch in an exported graph.
-            x = torch.cat([x, self.reg_tokens.weight.expand(x.shape[0], -1, -1)], dim=1)  # [B, N, D]
+            x = torch.cat(
+                [x, self.reg_tokens.weight.expand(x.shape[0], -1, -1)], dim=1
+            )  # [B, N, D]
         for block in self.transformer["layers"]:
             x = block(x, condition)
         x = self.last_norm(x[:, : self.num_tokens], condition)  # [B, n, D]
