@@ -33,7 +33,8 @@ from train.randomness import generator
 PROGRAM = "maskgit-classifier"
 USAGE = """\
 Trains a small convolutional network to tell the classes of images apart, in about two minutes on a CPU core.
-Its features make FID, precision, recall and the others for images that Inception was not made for:
+Its features make FID, precision, recall and the others for images that Inception was not made for. They have
+a variance of one, on average over the features and the training images:
 
   maskgit-classifier --images=images/train.tar --test=images/test.tar --output=classifier
   maskgit-evaluate --samples=samples/samples.npz --reference=images/test.tar --features=classifier:classifier
@@ -68,6 +69,7 @@ define_flags(ClassifierSettings, FLAGS)
 _FEATURES = 128
 _READ_AT_ONCE = 1024
 _EVALUATED_AT_ONCE = 500
+_MEASURED = 5000  # images, for the scale of the features
 
 
 def main() -> int:
@@ -156,6 +158,8 @@ def train(
 ) -> tuple[nn.Module, ClassifierConfig]:
     """Trains `small_network` with AdamW, one cycle of the learning rate, and shifts by a few pixels.
 
+    Its features, the last but one layer's output, then get a variance of 1 on average over the images.
+
     Args:
       pixels: uint8 [N, 3, S, S].
       labels: int64 [N].
@@ -176,8 +180,8 @@ def train(
     config = ClassifierConfig(
         layers, str(len(layers) - 2), size, class_names, mean=mean.tolist(), std=std.tolist()
     )
-    scale = [values[:, None, None].to(device) for values in (mean, std)]
     network.to(device, memory_format=torch.channels_last)
+    scale = _on_device(network, config)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps)
     begin = time.perf_counter()
@@ -196,7 +200,36 @@ def train(
                 bar.write(
                     f"step {step + 1} of {steps}: loss {loss.item():.3f}; {duration(left)} left"
                 )
-    return network.eval(), config
+    network.eval()
+    _scale_features(network, pixels[:: max(1, len(pixels) // _MEASURED)], config)
+    return network, config
+
+
+@torch.inference_mode()
+def _scale_features(network: nn.Sequential, pixels: Tensor, config: ClassifierConfig) -> None:
+    """Gives the features of `pixels`, uint8 [N, 3, S, S], a variance of 1 on average; logits stay.
+
+    A distance grows with the square of the features, whose scale training leaves to chance: without this, the
+    distances of two classifiers could not be compared.
+    """
+    *first, features, rectifier, last = network
+    scale = _on_device(network, config)
+    found = torch.cat([
+        nn.Sequential(*first, features, rectifier)(
+            normalize(part.to(features.weight.device), config.image_size, *scale)
+        )
+        for part in pixels.split(_EVALUATED_AT_ONCE)
+    ])  # fmt: skip
+    deviation = found.var(0).mean().sqrt().clamp(min=1e-12)
+    for values in (features.weight, features.bias):
+        values /= deviation  # passes through ReLU
+    last.weight *= deviation
+
+
+def _on_device(network: nn.Module, config: ClassifierConfig) -> list[Tensor]:
+    """The mean and the deviation of images, float32 [3, 1, 1], where the network is."""
+    device = next(network.parameters()).device
+    return [torch.tensor(v, device=device)[:, None, None] for v in (config.mean, config.std)]
 
 
 def _batch(pixels: Tensor, settings: ClassifierSettings, step: int) -> tuple[Tensor, Tensor]:
@@ -216,12 +249,12 @@ def _batch(pixels: Tensor, settings: ClassifierSettings, step: int) -> tuple[Ten
 @torch.inference_mode()
 def accuracy(network: nn.Module, config: ClassifierConfig, pixels: Tensor, labels: Tensor) -> float:
     """The share of images, uint8 [N, 3, S, S], whose class the network finds."""
-    device = next(network.parameters()).device
-    scale = [torch.tensor(v, device=device)[:, None, None] for v in (config.mean, config.std)]
+    scale = _on_device(network, config)
     right = 0
     for start in range(0, len(pixels), _EVALUATED_AT_ONCE):
         part = slice(start, start + _EVALUATED_AT_ONCE)
-        logits = network(normalize(pixels[part].to(device), config.image_size, *scale))
+        images = pixels[part].to(scale[0].device)
+        logits = network(normalize(images, config.image_size, *scale))
         right += int((logits.argmax(1).cpu() == labels[part]).sum())
     return right / len(pixels)
 

@@ -244,6 +244,10 @@ def test_a_classifier_learns_and_says_how_well(capsys):
     part = torch.from_numpy(colours(images(1, 30))).permute(0, 3, 1, 2)
     guesses = Classifier("classifier")(part)["logits"].argmax(1)
     assert (guesses.numpy() == images(1, 30).labels).mean() == stored.about["test_accuracy"]
+    seen = torch.from_numpy(colours(images(0, 120))).permute(0, 3, 1, 2)
+    variances = Classifier("classifier")(seen)["features"].var(0)
+    assert variances.mean().item() == pytest.approx(1, abs=1e-4)
+    assert len(variances.unique()) > 10  # one scale for all, not one for each
     assert classifier.cli(["--images=train.tar", *flags]) == 1
     assert "--overwrite" in capsys.readouterr().err
     mixed = Part(images(0, 120).images, np.random.default_rng(0).integers(3, size=120))
