@@ -197,10 +197,9 @@ def convert(
         output_sha256=output_sha256.result(),
         check=check,
         verified=verify,
-        # ONNX graphs say how many codes there are where weights do not.
         warnings=(
             *source.notes,
-            *(source.unused if writer.READS else ()),
+            *source.unused(writer.uses(source)),
             *writer.marks(source),
             *observer.warnings(),
         ),

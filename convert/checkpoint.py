@@ -1,7 +1,7 @@
 """What every format is read into: tensors under their official names, and what model they make."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,14 +107,19 @@ class Checkpoint:
         found = [values.get(name) for name in ("iter", "global_step", "step")]
         return next((value for value in found if type(value) is int), None)
 
-    @property
-    def unused(self) -> list[str]:
-        """What the user said beside the file that says nothing about this model."""
+    def unused(self, used: Collection[str] = ()) -> list[str]:
+        """What the user said beside the file that says nothing about this model.
+
+        Args:
+          used: fields of `Given` that whoever asks has a use for.
+        """
         said = {"num_attention_heads": "num_heads", "num_codes": "num_codes"}
         return [
             f"--{flag}={getattr(self.given, flag)} says nothing about a {self.model_type}: not used"
             for name, flag in said.items()
-            if getattr(self.given, flag) is not None and name not in self.config
+            if getattr(self.given, flag) is not None
+            and name not in self.config
+            and flag not in used
         ]
 
     def size(self, dtype: str | None = None) -> int:

@@ -72,7 +72,7 @@ def inspect(
     rows["can become"] = ", ".join(writers(checkpoint.model_type, config))
     if exports := exporters(checkpoint.model_type, config):
         rows["can run as"] = ", ".join(exports)
-    if notes := [*checkpoint.notes, *checkpoint.unused]:
+    if notes := [*checkpoint.notes, *checkpoint.unused()]:
         rows["notes"] = "; ".join(notes)
     if found.container.things:
         things = [f"{name} ({count})" for name, count in found.container.things.items()]

@@ -240,6 +240,10 @@ class Format:
             )
         return rows
 
+    def uses(self, source: Checkpoint) -> tuple[str, ...]:
+        """Fields of `Given` that it writes, though the model's configuration has no place for them."""
+        return ()
+
     def marks(self, source: Checkpoint) -> list[str]:
         """What its files will not tell, or will seem to tell, about whose weights these are."""
         weights = source.config.get("vqvae", {}).get("weights")

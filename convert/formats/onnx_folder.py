@@ -59,8 +59,11 @@ class Onnx(Format):
     def written_dtype(self, source: Checkpoint, dtype: str | None) -> str:
         return dtype or "float32"
 
+    def uses(self, source: Checkpoint) -> tuple[str, ...]:
+        return ("num_codes",) if source.model_type in _WHERE_CODES else ()
+
     def marks(self, source: Checkpoint) -> list[str]:
-        if source.model_type not in _WHERE_CODES or source.given.num_codes:
+        if not self.uses(source) or source.given.num_codes:
             return []
         return [
             f"the number of codes is not in the file: took {_codes(source)}, as the published models have "

@@ -119,7 +119,7 @@ def verify(
     result.rows["file sha256"] = sha256
     result.rows["fingerprint"] = fingerprint
     result.rows["ledger"] = _known(candidates, sha256, fingerprint, result.problems)
-    if notes := [*checkpoint.notes, *checkpoint.unused]:
+    if notes := [*checkpoint.notes, *checkpoint.unused()]:
         result.rows["notes"] = "; ".join(notes)
     if against is not None:
         other = _other(against, given)

@@ -271,6 +271,10 @@ def test_codes_are_told_or_assumed(folder, networks):
     assert onnx_folder._codes(found) == 1024 and "1024" in onnx_folder.FORMAT.marks(found)[0]
     told = convert.formats.recognise.open_checkpoint(folder / "maskgit256", num_codes=512)
     assert onnx_folder._codes(told) == 512 and onnx_folder.FORMAT.marks(told) == []
+    # Graphs know it, and nothing else does.
+    assert told.unused(onnx_folder.FORMAT.uses(told)) == [] and "num_codes=512" in told.unused()[0]
+    tokenizer = convert.formats.recognise.open_checkpoint(folder / "tokenizer256", 7, 512)
+    assert len(tokenizer.unused(onnx_folder.FORMAT.uses(tokenizer))) == 2
 
 
 def test_onnx_is_named_when_read(folder):
