@@ -98,6 +98,14 @@ class NetworkPair:
         """The device of the weights."""
         return self.tokenizer.get_codebook_funct().device
 
+    def check_mode(self) -> None:
+        """Raises ValueError if a network was put into training mode, where dropout changes what it gives."""
+        for name in ("transformer", "tokenizer"):
+            if getattr(self, name).training:
+                raise ValueError(
+                    f"the {name} is in training mode; accepted: evaluation mode, after {name}.eval()"
+                )
+
     def arrange(self) -> Self:
         """Gives half-precision networks the form that is fastest on their device; returns itself.
 

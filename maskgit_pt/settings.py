@@ -111,6 +111,14 @@ def check_value(of: type, name: str, value: Any, least: float | None = None) -> 
             raise ValueError(f"{name} is {number}; accepted: {accepted}")
 
 
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Returns a whole number that was given as the argument `name`; ValueError if it is none in the range."""
+    if not _is_of(value, int) or value < least or (most is not None and value > most):
+        limits = f"{least} or more" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name} is {value!r}; accepted: a whole number, {limits}")
+    return int(value)
+
+
 def _is_of(value: Any, kind: type) -> bool:
     """Whether a value is of a type, where numbers are those of NumPy as well and no truth values."""
     if kind is list:

@@ -149,6 +149,10 @@ def test_pictures_of_all_kinds(model):
         ({"labels": -1}, "label is -1"),
         ({"labels": 1, "batch_size": 0}, "batch_size is 0; accepted: a whole number, 1 or more"),
         ({"labels": 1, "batch_size": 2.0}, "batch_size is 2.0"),
+        ({"labels": 1, "batch_size": True}, "batch_size is True; accepted: a whole number"),
+        ({"labels": 1, "first_index": -1}, "first_index is -1; accepted: a whole number, 0 to"),
+        ({"labels": 1, "first_index": 2**32}, "first_index is 4294967296; accepted"),
+        ({"labels": 1, "first_index": 1.0}, "first_index is 1.0; accepted: a whole number"),
         ({"labels": 1, "steps": 17}, "accepted: 1 to 16"),
         ({"labels": 1, "steps": 0}, "steps is 0"),
         ({"labels": 1, "sampler": "greedy"}, "known: official, confidence"),
@@ -165,9 +169,25 @@ def test_errors(model, arguments, message):
 
 def test_labels_of_all_kinds(model):
     expected = model.generate([1, 2, 2], steps=1).tokens
-    for labels in ("1,2", ["1", 2], [1, "2"], np.array([1, 2]), torch.tensor([[1], [2]])):
+    for labels in (
+        "1,2",
+        ["1", 2],
+        [1, "2"],
+        np.array([1, 2]),
+        np.array(["1", "2"]),
+        np.array([1, 2], ">i8"),
+        torch.tensor([[1], [2]]),
+    ):
         assert torch.equal(model.generate(labels, steps=1).tokens, expected[:2])
     assert torch.equal(model.generate(["1-2", 2], steps=1).tokens, expected)
+
+
+def test_training_mode_is_refused(model):
+    for network in (model.transformer, model.tokenizer):
+        network.train()
+        with pytest.raises(ValueError, match="is in training mode; accepted: evaluation mode"):
+            model.generate(1, steps=1)
+        network.eval()
 
 
 def test_results_can_be_trained_on(model):
