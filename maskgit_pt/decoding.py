@@ -124,11 +124,11 @@ class Decoding:
         return noise
 
     @classmethod
-    def create(cls, sampler: str | samplers.Sampler = "official", **settings: Any) -> "Decoding":
+    def create(cls, sampler: str | samplers.Sampler | None = None, **settings: Any) -> "Decoding":
         """Makes it from plain settings: fields of this class; the others go to the sampler.
 
         Args:
-          sampler: a name of `samplers.SAMPLERS`, or a sampler.
+          sampler: a name of `samplers.SAMPLERS`, or a sampler; default: "official".
           **settings: those that are None keep their defaults. Those that can be lists, one value a step, say
             by their length how many steps there are; "strategy" is a file of more settings, see
             `read_strategy`, which settings given here overrule.
@@ -136,12 +136,8 @@ class Decoding:
         Raises:
           ValueError: an unknown setting or sampler, or a value out of range.
         """
-        given = {name: value for name, value in settings.items() if value is not None}
-        if "strategy" in given:
-            given = read_strategy(given.pop("strategy")) | given
-            sampler = given.pop("sampler", sampler)
-        if isinstance(sampler, str):
-            given = _with_steps(given)
+        given = complete({"sampler": sampler} | settings)
+        sampler = given.pop("sampler", "official")
         own = {name: given.pop(name) for name in fields(cls) if name in given}
         if isinstance(sampler, str):
             sampler = samplers.create(sampler, **given)
@@ -221,6 +217,19 @@ def read_strategy(path: str | os.PathLike) -> Settings:
     return _with_steps(settings)
 
 
+def complete(settings: Settings) -> Settings:
+    """Settings without those that are None, and with those that they imply.
+
+    These are what the file "strategy" says that they do not, and the number of steps that a list has.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "strategy" in given:
+        given = read_strategy(given.pop("strategy")) | given
+    if isinstance(given.get("sampler", ""), str):  # another one has its steps
+        given = _with_steps(given)
+    return given
+
+
 def _with_steps(settings: Settings) -> Settings:
     """With the number of steps that a list has, where none is given."""
     lengths = [len(value) for value in settings.values() if isinstance(value, list)]
@@ -296,10 +305,8 @@ def define_flags(flag_values: flags.FlagValues, start_step: bool = False) -> Non
 
 def from_flags(flag_values: flags.FlagValues) -> Settings:
     """Returns the settings that were given as flags or in the file of `--strategy`."""
-    given = {name: flag_values[name].value for name in NAMES if name in flag_values}
-    given = {name: value for name, value in given.items() if value is not None}
-    path = flag_values["strategy"].value
-    return (read_strategy(path) | given) if path else given
+    names = [name for name in ("strategy", *NAMES) if name in flag_values]
+    return complete({name: flag_values[name].value for name in names})
 
 
 def _help(name: str) -> str:

@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from maskgit_pt import images
+from maskgit_pt.decoding import Settings, complete
 from maskgit_pt.network_pair import NetworkPair
 from maskgit_pt.samplers.base import MASK
 from maskgit_pt.settings import whole_number
@@ -60,12 +61,13 @@ class Edit:
         return paste(self.picture, self.crop, generated, self.weights)
 
 
-def with_defaults(decoding: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(decoding: Settings) -> Settings:
     """12 steps from step 2 on, as official, where nothing else is asked for."""
-    if decoding.get("sampler", "official") == "official":
-        steps = decoding.get("steps") or 12
-        return {"start_step": min(2, steps - 1)} | decoding | {"steps": steps}
-    return decoding
+    given = complete(decoding)
+    if given.get("sampler", "official") == "official":
+        steps = whole_number("steps", given.get("steps", 12), 1)
+        return {"start_step": min(2, steps - 1), "steps": steps} | given
+    return given
 
 
 def prepare(

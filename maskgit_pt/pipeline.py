@@ -17,8 +17,9 @@ from maskgit_pt.decoding import Decoding
 from maskgit_pt.files import check_destination
 from maskgit_pt.graphs import to_device
 from maskgit_pt.hub import HubMixin, locate
-from maskgit_pt.images import as_unit_range
+from maskgit_pt.images import as_image_batch
 from maskgit_pt.libml.rng import Rng, sample_noise
+from maskgit_pt.nets.layers import check_ids
 from maskgit_pt.network_pair import NetworkPair, check_resolution
 from maskgit_pt.networks import TOKENIZERS, TRANSFORMERS
 from maskgit_pt.pretrained import load_any
@@ -237,14 +238,8 @@ class MaskGIT(NetworkPair, HubMixin):
         Raises:
           ValueError: another shape, dtype or range.
         """
-        images = as_unit_range(images)
+        images = as_image_batch(images, self.tokenizer.downsampling)
         batch_size = whole_number("batch_size", batch_size, 1)
-        patch = self.tokenizer.downsampling
-        if images.ndim != 4 or images.shape[1] != 3 or any(s % patch for s in images.shape[2:]):
-            raise ValueError(
-                f"images have shape {list(images.shape)}; accepted: [B, 3, H, W], H and W multiples of "
-                f"{patch}"
-            )
         if differentiable:
             parts = [self._straight_through(batch) for batch in images.split(batch_size)]
             rebuilt, tokens = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -268,7 +263,11 @@ class MaskGIT(NetworkPair, HubMixin):
 
         Returns:
           Images float32 [B, 3, H, W] in [0, 1], on the CPU.
+
+        Raises:
+          TypeError, ValueError: no such codes, see `layers.check_ids`.
         """
+        check_ids("tokens", tokens, "B, h, w", 0, self.num_codes - 1)
         with torch.set_grad_enabled(differentiable):
             return self._decode_in_chunks(tokens).cpu()
 

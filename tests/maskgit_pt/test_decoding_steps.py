@@ -139,6 +139,10 @@ def test_strategy(model, tmp_path):
     assert torch.equal(tokens_of(model, strategy=file), tokens_of(model, **settings))
     assert "guidance_schedule" not in resolve(settings)  # a list is as it is
     assert resolve(settings) == resolve(settings | {"guidance": [0.0, 0.5, 1.0, 2.0]})
+    with_sampler = tmp_path / "with_sampler.yaml"
+    with_sampler.write_text("sampler: halton\nsteps: 3\n")
+    assert Decoding.create(strategy=with_sampler).sampler == create("halton", steps=3)
+    assert Decoding.create("random", strategy=with_sampler).sampler == create("random", steps=3)
     overruled = Decoding.create(strategy=file, top_k=3)
     assert overruled.top_k == 3
 

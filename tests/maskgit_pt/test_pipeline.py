@@ -354,3 +354,43 @@ def test_the_compiled_decoder_meets_few_shapes(model, counts, shapes):
         found.append(len(filled))
         assert torch.equal(filled[:count], tokens)
     assert found == shapes
+
+
+@pytest.mark.parametrize("side", [0, 17])
+def test_images_of_wrong_shapes(model, side):
+    for images in (torch.rand(1, 3, side, 16), torch.rand(1, 1, 16, 16), torch.rand(3, 16, 16)):
+        for read in (model.reconstruct, model.encode, model.tokenizer.encode_to_indices):
+            with pytest.raises(ValueError, match=r"shape .*; accepted: \[B, 3, H, W\], .* of 4"):
+                read(images)
+
+
+def test_an_empty_batch(model):
+    assert model.encode(torch.rand(0, 3, 16, 16)).shape == (0, 4, 4)
+    assert model.reconstruct(torch.rand(0, 3, 16, 16)).images.shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (torch.full((1, 4, 4), -1), ValueError, "holds -1; accepted: 0 to 31"),
+        (torch.full((1, 4, 4), 32), ValueError, "holds 32; accepted: 0 to 31"),
+        (torch.zeros(1, 16, dtype=torch.long), ValueError, r"shape .*; accepted: \[B, h, w\]"),
+        (torch.zeros(1, 4, 4), TypeError, "torch.float32; accepted: a tensor, int64 or int32"),
+        (np.zeros((1, 4, 4), int), TypeError, "ndarray; accepted: a tensor"),
+    ],
+)
+def test_wrong_tokens(model, ids, error, message):
+    for read in (model.tokens_to_images, model.tokenizer.decode_from_indices):
+        with pytest.raises(error, match=message):
+            read(ids)
+
+
+def test_wrong_ids(model):
+    rows = torch.zeros(1, 17, dtype=torch.long)
+    for ids, error, message in (
+        (rows + 43, ValueError, "input_ids holds 43; accepted: -43 to 42"),
+        (rows[0], ValueError, r"input_ids has shape \[17\]; accepted: \[B, N\]"),
+        (rows.float(), TypeError, "input_ids is of type torch.float32"),
+    ):
+        with pytest.raises(error, match=message):
+            model.transformer(ids)
