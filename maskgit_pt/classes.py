@@ -128,6 +128,8 @@ class Classes:
         """
         if self.count == 0:
             return _without_classes(labels)
+        if isinstance(labels, np.ndarray):  # of texts or of whole numbers in any order of bytes
+            labels = labels.tolist()
         if isinstance(labels, str):
             labels = self.parse(labels)
         elif isinstance(labels, Sequence) and any(isinstance(label, str) for label in labels):

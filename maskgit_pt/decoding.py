@@ -18,7 +18,7 @@ from maskgit_pt.libml import guidance
 from maskgit_pt.libml.rng import Noise, Rng, noise_of
 from maskgit_pt.libml.truncation import TruncatedNoise
 from maskgit_pt.samplers.base import per_step
-from maskgit_pt.settings import define_flag, fields, plain_type, setting
+from maskgit_pt.settings import check, check_value, define_flag, fields, plain_type, setting
 
 # "sampler", the settings of that sampler, and the fields of `Decoding`; those left out have their defaults.
 Settings = dict[str, Any]
@@ -75,6 +75,7 @@ class Decoding:
     start_step: int = setting(0, "The first step. Editing with the official sampler: 2.", least=0)
 
     def __post_init__(self):
+        check(self)
         for name, least in (("softmax_temperature", "above 0"), ("guidance", "0 or more")):
             for value in per_step(name, getattr(self, name), self.sampler.steps):
                 if not 0 <= value < math.inf or (value == 0 and least == "above 0"):
@@ -84,8 +85,6 @@ class Decoding:
                 f"logit_scale, logit_scale_last are {self.logit_scale}, {self.logit_scale_last} with the "
                 f"power {self.logit_scale_power}; accepted: above 0"
             )
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; accepted: 0 (all) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; accepted: above 0, at most 1 (all)")
         if not 0 <= self.start_step < self.sampler.steps:
@@ -125,11 +124,11 @@ class Decoding:
         return noise
 
     @classmethod
-    def create(cls, sampler: str | samplers.Sampler = "official", **settings: Any) -> "Decoding":
+    def create(cls, sampler: str | samplers.Sampler | None = None, **settings: Any) -> "Decoding":
         """Makes it from plain settings: fields of this class; the others go to the sampler.
 
         Args:
-          sampler: a name of `samplers.SAMPLERS`, or a sampler.
+          sampler: a name of `samplers.SAMPLERS`, or a sampler; default: "official".
           **settings: those that are None keep their defaults. Those that can be lists, one value a step, say
             by their length how many steps there are; "strategy" is a file of more settings, see
             `read_strategy`, which settings given here overrule.
@@ -137,15 +136,14 @@ class Decoding:
         Raises:
           ValueError: an unknown setting or sampler, or a value out of range.
         """
-        given = {name: value for name, value in settings.items() if value is not None}
-        if "strategy" in given:
-            given = read_strategy(given.pop("strategy")) | given
-            sampler = given.pop("sampler", sampler)
-        if isinstance(sampler, str):
-            given = _with_steps(given)
+        given = complete({"sampler": sampler} | settings)
+        sampler = given.pop("sampler", "official")
         own = {name: given.pop(name) for name in fields(cls) if name in given}
         if isinstance(sampler, str):
             sampler = samplers.create(sampler, **given)
+        elif not isinstance(sampler, samplers.Sampler):
+            known = ", ".join(samplers.SAMPLERS)
+            raise ValueError(f"sampler is {sampler!r}; accepted: {known}, or a samplers.Sampler")
         elif given:
             raise ValueError(f"{next(iter(given))} is a setting of the sampler: give it there")
         return cls(sampler, **own)
@@ -186,7 +184,7 @@ def read_strategy(path: str | os.PathLike) -> Settings:
     try:
         with open(path, encoding="utf-8") as file:
             found = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ValueError(f"strategy {path}: cannot be read: {reason}") from None
     if not isinstance(found, dict):
@@ -201,13 +199,14 @@ def read_strategy(path: str | os.PathLike) -> Settings:
     settings = {}
     for name, value in found.items():
         ours, end = _AUTONAT.get(name, (names.get(name, name), []))
-        settings[ours] = value + end if isinstance(value, list) else value
-    for name, value in settings.items():
-        numbers = value if isinstance(value, list) else []
-        if any(
-            isinstance(number, bool) or not isinstance(number, int | float) for number in numbers
-        ):
-            raise ValueError(f"strategy {path}: {name} is {value}; accepted: numbers")
+        if value is not None:
+            settings[ours] = value + end if isinstance(value, list) else value
+    for name in settings.keys() - {"sampler"}:
+        owner = next(cls for cls in _owners() if name in fields(cls))
+        try:
+            check_value(owner, name, settings[name])
+        except ValueError as error:
+            raise ValueError(f"strategy {path}: {error}") from None
     lengths = {name: len(value) for name, value in settings.items() if isinstance(value, list)}
     if len(set(lengths.values()) | ({settings["steps"]} if "steps" in settings else set())) > 1:
         each = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -218,10 +217,28 @@ def read_strategy(path: str | os.PathLike) -> Settings:
     return _with_steps(settings)
 
 
+def complete(settings: Settings) -> Settings:
+    """Settings without those that are None, and with those that they imply.
+
+    These are what the file "strategy" says that they do not, and the number of steps that a list has.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "strategy" in given:
+        given = read_strategy(given.pop("strategy")) | given
+    if isinstance(given.get("sampler", ""), str):  # another one has its steps
+        given = _with_steps(given)
+    return given
+
+
 def _with_steps(settings: Settings) -> Settings:
     """With the number of steps that a list has, where none is given."""
     lengths = [len(value) for value in settings.values() if isinstance(value, list)]
     return {"steps": lengths[0]} | settings if lengths else settings
+
+
+def _owners() -> tuple[type, ...]:
+    """The dataclasses that settings belong to."""
+    return (Decoding, *samplers.SAMPLERS.values())
 
 
 def resolve(settings: Settings) -> Settings:
@@ -271,7 +288,7 @@ def define_flags(flag_values: flags.FlagValues, start_step: bool = False) -> Non
     for name in NAMES[1:]:
         if name == "start_step" and not start_step:
             continue
-        owners = [cls for cls in (Decoding, *samplers.SAMPLERS.values()) if name in fields(cls)]
+        owners = [cls for cls in _owners() if name in fields(cls)]
         found = [fields(owner)[name] for owner in owners]
         choices = [field.metadata["choices"] for field in found if field.metadata["choices"]]
         leasts = [field.metadata["least"] for field in found]
@@ -288,10 +305,8 @@ def define_flags(flag_values: flags.FlagValues, start_step: bool = False) -> Non
 
 def from_flags(flag_values: flags.FlagValues) -> Settings:
     """Returns the settings that were given as flags or in the file of `--strategy`."""
-    given = {name: flag_values[name].value for name in NAMES if name in flag_values}
-    given = {name: value for name, value in given.items() if value is not None}
-    path = flag_values["strategy"].value
-    return (read_strategy(path) | given) if path else given
+    names = [name for name in ("strategy", *NAMES) if name in flag_values]
+    return complete({name: flag_values[name].value for name in names})
 
 
 def _help(name: str) -> str:

@@ -15,10 +15,13 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from maskgit_pt import images
+from maskgit_pt.decoding import Settings, complete
 from maskgit_pt.network_pair import NetworkPair
 from maskgit_pt.samplers.base import MASK
+from maskgit_pt.settings import whole_number
 from maskgit_pt.utils import Bbox
 
+_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # of an extended picture, as of one that is read
 _KNOWN = 1 / 8  # of what the model sees, when a picture is extended
 
 
@@ -58,12 +61,13 @@ class Edit:
         return paste(self.picture, self.crop, generated, self.weights)
 
 
-def with_defaults(decoding: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(decoding: Settings) -> Settings:
     """12 steps from step 2 on, as official, where nothing else is asked for."""
-    if decoding.get("sampler", "official") == "official":
-        steps = decoding.get("steps") or 12
-        return {"start_step": min(2, steps - 1)} | decoding | {"steps": steps}
-    return decoding
+    given = complete(decoding)
+    if given.get("sampler", "official") == "official":
+        steps = whole_number("steps", given.get("steps", 12), 1)
+        return {"start_step": min(2, steps - 1), "steps": steps} | given
+    return given
 
 
 def prepare(
@@ -75,8 +79,8 @@ def prepare(
         raise ValueError("what to regenerate is not clear; accepted: one of box, mask, extend")
     shape = picture.shape[:2]
     if extend is not None:
-        margins = tuple(map(int, extend))
-        if len(margins) != 4 or min(margins) < 0 or max(margins) == 0:
+        margins = tuple(extend)
+        if len(margins) != 4 or not any(margins):
             raise ValueError(
                 f"extend is {margins}; accepted: top, right, bottom, left, 0 or more, not all 0"
             )
@@ -301,8 +305,14 @@ def add_margins(
 
     Returns:
       The larger picture, its edges repeated outwards, and what is new, bool [H', W'].
+
+    Raises ValueError for a margin below 0, or more pixels than a picture that is read may have.
     """
-    top, right, bottom, left = margins
+    top, right, bottom, left = (whole_number("a margin", margin, 0) for margin in margins)
+    height, width = picture.shape[0] + top + bottom, picture.shape[1] + left + right
+    if height * width > _MOST_PIXELS:
+        found = f"with its margins the picture has {height} x {width} pixels (height x width)"
+        raise ValueError(f"{found}; accepted: at most {_MOST_PIXELS:,} pixels")
     pads = ((top, bottom), (left, right))
     new = np.pad(np.zeros(picture.shape[:2], bool), pads, constant_values=True)
     return np.pad(picture, (*pads, (0, 0)), mode="edge"), new
@@ -318,7 +328,7 @@ def check_extension(shape: tuple[int, int], margins: tuple[int, int, int, int], 
 
     Raises:
       ValueError: of the square that the model sees, less than an eighth would be known; or no square holds
-        all that is new.
+        all that is new; or as `add_margins`.
     """
 
     def known(margins: tuple[int, ...]) -> float:

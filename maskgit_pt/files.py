@@ -137,6 +137,8 @@ def check_folder(output: str | os.PathLike, flag: str = "--output") -> Path:
     Raises:
       ValueError: it cannot be made or written.
     """
+    if not os.fspath(output):
+        raise ValueError(f"{flag} is empty; accepted: a folder, made if missing")
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)

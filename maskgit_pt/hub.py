@@ -44,6 +44,8 @@ def locate(
       FileNotFoundError: there is no such path, and the hub does not have it, or cannot be asked.
       ValueError: two revisions.
     """
+    if not os.fspath(source):  # as a path it would be the working folder
+        raise FileNotFoundError("the name of a model is empty; accepted: a path or a hub id")
     path = Path(source).expanduser()
     if path.exists():
         return path

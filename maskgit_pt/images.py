@@ -144,12 +144,34 @@ def as_unit_range(images: Any, name: str = "images") -> Tensor:
             f"{name} has dtype {str(images.dtype).removeprefix('torch.')}; accepted: floating-point in "
             "[0, 1], or uint8"
         )
-    if images.numel() and _has_values(images):
+    if images.numel() and has_values(images):
         _check_range(images, name)
     return images
 
 
-def _has_values(images: Tensor) -> bool:
+def as_image_batch(images: Any, multiple: int) -> Tensor:
+    """Checks what a tokenizer is given: `as_unit_range`, and the shape.
+
+    Args:
+      images: [B, 3, H, W].
+      multiple: of which H and W have to be: the pixels of a token. Sides are not looked at in code that is
+        compiled or exported, which may leave them open.
+
+    Raises:
+      ValueError: as `as_unit_range`, or another shape.
+    """
+    images = as_unit_range(images)
+    if torch.compiler.is_compiling():
+        return images
+    sides = images.shape[2:]
+    if images.ndim != 4 or images.shape[1] != 3 or any(s < 1 or s % multiple for s in sides):
+        raise ValueError(
+            f"images have shape {list(images.shape)}; accepted: [B, 3, H, W], H and W multiples of {multiple}"
+        )
+    return images
+
+
+def has_values(images: Tensor) -> bool:
     """Whether values can be looked at: not in code that is compiled, traced or captured in a graph."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or images.is_meta:
         return False

@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 
 from maskgit_pt.command_line import PARENT_PROCESS
+from maskgit_pt.settings import whole_number
 
 # What gloo and NCCL say if a peer is gone, or silent for too long.
 _LOST_PEER = re.compile(r"gloo|NCCL|Connection (closed|reset)|Timed out", re.IGNORECASE)
+_MOST_THREADS = 1024  # many more end the process
 PATIENCE = datetime.timedelta(days=7)  # while one process computes for long and the others wait
 
 
@@ -31,7 +33,7 @@ def pick_device(name: str | None, threads: int | None = None) -> torch.device:
         split by threads and their last bits depend on it. 0: as many as torchrun or the user says.
 
     Raises:
-      ValueError: it cannot be used here.
+      ValueError: it cannot be used here, or such a number of threads.
     """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda":
@@ -43,13 +45,15 @@ def pick_device(name: str | None, threads: int | None = None) -> torch.device:
             )
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device={name} cannot be used here: {reason}") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif device.type == "cpu" and threads != 0:
+        if threads is not None:
+            whole_number("threads", threads, 1, _MOST_THREADS)
         torch.set_num_threads(threads or os.cpu_count() or 1)
     return device
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from maskgit_pt import samplers
 from maskgit_pt.decoding import Decoding
 from maskgit_pt.imagenet import classes_of
-from maskgit_pt.images import as_unit_range
+from maskgit_pt.images import as_image_batch
 from maskgit_pt.libml import guidance as guidance_lib
 from maskgit_pt.libml.rng import Noise, normal
 from maskgit_pt.nets.besnier_transformer import BesnierTransformer
@@ -60,7 +60,7 @@ class NetworkPair:
         self._static = False
         self._decoded_rows = 0  # of the tokenizer's compiled calls that were not full
 
-    def decoding(self, sampler: str | samplers.Sampler = "official", **settings: Any) -> Decoding:
+    def decoding(self, sampler: str | samplers.Sampler | None = None, **settings: Any) -> Decoding:
         """Returns checked settings; the arguments are those of `Decoding.create`.
 
         Raises:
@@ -97,6 +97,14 @@ class NetworkPair:
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.tokenizer.get_codebook_funct().device
+
+    def check_mode(self) -> None:
+        """Raises ValueError if a network was put into training mode, where dropout changes what it gives."""
+        for name in ("transformer", "tokenizer"):
+            if getattr(self, name).training:
+                raise ValueError(
+                    f"the {name} is in training mode; accepted: evaluation mode, after {name}.eval()"
+                )
 
     def arrange(self) -> Self:
         """Gives half-precision networks the form that is fastest on their device; returns itself.
@@ -202,7 +210,9 @@ class NetworkPair:
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] or uint8 -> int64 [B, h, w], on the device of the weights."""
-        images = as_unit_range(images).to(self.tokenizer.get_codebook_funct())
+        images = as_image_batch(images, self.tokenizer.downsampling).to(
+            self.tokenizer.get_codebook_funct()
+        )
         return self._encode_to_indices(images)
 
 

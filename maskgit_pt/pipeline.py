@@ -17,13 +17,15 @@ from maskgit_pt.decoding import Decoding
 from maskgit_pt.files import check_destination
 from maskgit_pt.graphs import to_device
 from maskgit_pt.hub import HubMixin, locate
-from maskgit_pt.images import as_unit_range
+from maskgit_pt.images import as_image_batch
 from maskgit_pt.libml.rng import Rng, sample_noise
+from maskgit_pt.nets.layers import check_ids
 from maskgit_pt.network_pair import NetworkPair, check_resolution
 from maskgit_pt.networks import TOKENIZERS, TRANSFORMERS
 from maskgit_pt.pretrained import load_any
 from maskgit_pt.progress import Progress
 from maskgit_pt.result import Result, join_results
+from maskgit_pt.settings import whole_number
 from maskgit_pt.utils import Bbox
 from maskgit_pt.whole_decoding import WholeDecoding
 
@@ -75,6 +77,10 @@ class MaskGIT(NetworkPair, HubMixin):
             model, tokenizer = folder / "transformer", folder / "tokenizer"
         transformer = load_any(model, TRANSFORMERS, **given, **options)
         both = cls(transformer, load_any(tokenizer, TOKENIZERS, **options))
+        if num_codes not in (None, both.num_codes):
+            raise ValueError(
+                f"num_codes is {num_codes}, but the tokenizer has {both.num_codes} codes"
+            )
         check_resolution(both, model, tokenizer)
         return both.arrange()
 
@@ -147,7 +153,8 @@ class MaskGIT(NetworkPair, HubMixin):
           ValueError: no such class, or a setting out of range.
         """
         labels = self.classes.ids(labels)
-        _check_batch_size(batch_size)
+        batch_size = whole_number("batch_size", batch_size, 1)
+        first_index = _first_index(first_index, len(labels))
         options = self.decoding(**decoding)
         batches = [labels] if rng is not None else labels.split(batch_size)
         size = batch_size if self._static else min(batch_size, len(labels))
@@ -207,6 +214,7 @@ class MaskGIT(NetworkPair, HubMixin):
         edit = self.prepare_edit(image, box=box, mask=mask, extend=extend)
         labels = self.classes.ids(labels)
         options = self.decoding(**editing.with_defaults(decoding))
+        first_index = _first_index(first_index, len(labels))
         noise = rng or sample_noise(seed, range(first_index, first_index + len(labels)))
         tokens = edit.tokens.expand(len(labels), -1)
         steps = {"return_steps": return_steps}
@@ -230,14 +238,8 @@ class MaskGIT(NetworkPair, HubMixin):
         Raises:
           ValueError: another shape, dtype or range.
         """
-        images = as_unit_range(images)
-        _check_batch_size(batch_size)
-        patch = self.tokenizer.downsampling
-        if images.ndim != 4 or images.shape[1] != 3 or any(s % patch for s in images.shape[2:]):
-            raise ValueError(
-                f"images have shape {list(images.shape)}; accepted: [B, 3, H, W], H and W multiples of "
-                f"{patch}"
-            )
+        images = as_image_batch(images, self.tokenizer.downsampling)
+        batch_size = whole_number("batch_size", batch_size, 1)
         if differentiable:
             parts = [self._straight_through(batch) for batch in images.split(batch_size)]
             rebuilt, tokens = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -261,7 +263,11 @@ class MaskGIT(NetworkPair, HubMixin):
 
         Returns:
           Images float32 [B, 3, H, W] in [0, 1], on the CPU.
+
+        Raises:
+          TypeError, ValueError: no such codes, see `layers.check_ids`.
         """
+        check_ids("tokens", tokens, "B, h, w", 0, self.num_codes - 1)
         with torch.set_grad_enabled(differentiable):
             return self._decode_in_chunks(tokens).cpu()
 
@@ -323,7 +329,11 @@ class MaskGIT(NetworkPair, HubMixin):
 
         Returns:
           As `generate`; on a GPU still being copied: call `wait()` before reading.
+
+        Raises:
+          ValueError: a network in training mode, or known tokens for a sampler that cannot keep them.
         """
+        self.check_mode()
         if tokens is None:
             tokens = torch.full((len(labels), self.num_tokens), samplers.base.MASK)
         elif not options.sampler.can_edit:
@@ -378,6 +388,6 @@ class MaskGIT(NetworkPair, HubMixin):
         return editing.prepare(self, image, **what)
 
 
-def _check_batch_size(batch_size: int) -> None:
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}; accepted: a whole number, 1 or more")
+def _first_index(value: Any, count: int) -> int:
+    """The checked index of the first of `count` images."""
+    return whole_number("first_index", value, 0, 2**32 - count)

@@ -83,9 +83,10 @@ class PretrainedMixin(HubMixin):
                 model = cls.from_full_config(config)
         except ValueError as error:
             raise ValueError(f"{config_path}: {error}") from None
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
+            reason = str(error).partition("\n")[0]  # PyTorch's go on with a trace
             raise ValueError(
-                f"{config_path}: not a {cls.__name__} configuration: {error}"
+                f"{config_path}: not a {cls.__name__} configuration: {reason}"
             ) from None
         load_weights(model, folder / WEIGHTS_NAME, device)
         return model.to(dtype=dtype).eval() if dtype else model.eval()
@@ -261,9 +262,22 @@ class _WithoutInitialValues(TorchFunctionMode):
     """Leaves out `nn.init`, which has nothing to set on the meta device.
 
     `normal_` there would import torch's compiler, which takes two seconds.
+
+    A configuration that asks for endless layers ends with a ValueError.
     """
 
+    _MOST_CALLS = (
+        50_000  # of PyTorch's functions; the largest published network needs some thousands
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        if self.calls > self._MOST_CALLS:
+            raise ValueError("asks for far more layers than any network here has")
         if getattr(func, "__module__", None) == "torch.nn.init":
             return (kwargs or {}).get("tensor", args[0] if args else None)
         return func(*args, **(kwargs or {}))

@@ -248,18 +248,14 @@ def _edit(model, asked: SampleSettings):
     """The image to edit, made ready; None if there is none."""
     if asked.edit is None:
         return None
-    from maskgit_pt.utils import Bbox
+    from maskgit_pt.utils import Bbox, four_numbers
 
     if asked.mask:
         return model.prepare_edit(asked.edit, mask=asked.mask)
     if asked.box:
         return model.prepare_edit(asked.edit, box=Bbox.parse(asked.box))
-    parts = asked.extend.split(",")
-    if len(parts) != 4 or not all(part.strip().isdigit() for part in parts):
-        raise ValueError(
-            f"--extend is {asked.extend!r}; accepted: top,right,bottom,left in pixels, 0 or more"
-        )
-    return model.prepare_edit(asked.edit, extend=[int(part) for part in parts])
+    margins = four_numbers(asked.extend, "--extend", "top,right,bottom,left")
+    return model.prepare_edit(asked.edit, extend=margins)
 
 
 def _describe(job: Job, labels: list[int], options: Decoding, device: torch.device) -> dict:

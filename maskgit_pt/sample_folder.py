@@ -126,8 +126,8 @@ class SampleFolder:
         with self._open(sample) as file:
             return np.array(file.convert("RGB"))
 
-    def tokens(self, sample: Sample) -> np.ndarray:
-        """The tokens int64 [h, w] of a sample, without decoding its pixels.
+    def header(self, sample: Sample) -> tuple[np.ndarray, tuple[int, int]]:
+        """The tokens int64 [h, w] of a sample and its size in pixels, without decoding these.
 
         Raises:
           ValueError: the file is damaged.
@@ -135,7 +135,7 @@ class SampleFolder:
         with self._open(sample) as file:  # reads up to the pixels: the texts stand before them
             shape = tuple(map(int, file.info["grid"].split("x")))
             tokens = np.frombuffer(base64.b64decode(file.info["tokens"]), "<u2")
-            return tokens.reshape(shape).astype(np.int64)
+            return tokens.reshape(shape).astype(np.int64), file.size
 
     @contextlib.contextmanager
     def _open(self, sample: Sample) -> Iterator[Image.Image]:
@@ -158,8 +158,8 @@ class SampleFolder:
         main = self.processes.is_main
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             if main:
+                tokens = self._all_tokens(list(threads.map(self.header, samples)), samples)
                 self._save_grid(samples)
-                tokens = np.stack(list(threads.map(self.tokens, samples)))
                 with atomic_file(self.folder / "tokens.npy") as file:
                     np.save(file, tokens)
             if not npz:
@@ -170,6 +170,17 @@ class SampleFolder:
                 return
             with replacing(self.folder / SAMPLES_NAME) as path:
                 self._save_npz(path, samples, images)
+
+    def _all_tokens(self, found: list, samples: list[Sample]) -> np.ndarray:
+        """int64 [N, h, w] of what `header` returned; ValueError if one is unlike the first."""
+        first, size = found[0]
+        for (tokens, its_size), sample in zip(found, samples, strict=True):
+            if tokens.shape != first.shape or its_size != size:
+                raise ValueError(
+                    f"{self.path(sample)}: not of this set, remove it: {its_size[0]} x {its_size[1]} pixels, "
+                    f"where {self.path(samples[0]).name} has {size[0]} x {size[1]}"
+                )
+        return np.stack([tokens for tokens, _ in found])
 
     def _decoder(self, threads: ThreadPoolExecutor) -> Callable[[list[Sample]], np.ndarray]:
         def decode(part: list[Sample]) -> np.ndarray:
@@ -228,7 +239,7 @@ def read_settings(folder: str | os.PathLike) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return dict(found)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: damaged ({error}); remove it or choose another --output"
         ) from None

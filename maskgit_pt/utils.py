@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from maskgit_pt.images import read_rgb
+from maskgit_pt.settings import whole_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +25,8 @@ class Bbox:
     width: int
 
     def __post_init__(self):
-        if min(self.top, self.left) < 0 or min(self.height, self.width) < 1:
-            raise ValueError(
-                f"{self}: top and left must be at least 0, height and width at least 1"
-            )
+        for name, least in (("top", 0), ("left", 0), ("height", 1), ("width", 1)):
+            whole_number(f"{name} of the box", getattr(self, name), least)
 
     @classmethod
     def parse(cls, text: str) -> "Bbox":
@@ -35,10 +35,21 @@ class Bbox:
         Raises:
           ValueError: anything but four whole numbers in the range of a box.
         """
-        parts = text.replace("_", ",").split(",")
-        if len(parts) != 4 or not all(part.strip().lstrip("-").isdigit() for part in parts):
-            raise ValueError(f"box is {text!r}; accepted: top,left,height,width in pixels")
-        return cls(*map(int, parts))
+        return cls(*four_numbers(text.replace("_", ","), "box", "top,left,height,width"))
+
+
+def four_numbers(text: str, what: str, names: str) -> tuple[int, int, int, int]:
+    """Reads four whole numbers of pixels with commas between them.
+
+    Raises:
+      ValueError: anything else; the message says that `what` is it and that `names` are accepted.
+    """
+    parts = text.split(",")
+    # Nine digits are plenty, and keep clear of Python's limit on the length of integers.
+    if len(parts) != 4 or not all(re.fullmatch(r"\s*-?[0-9]{1,9}\s*", part) for part in parts):
+        raise ValueError(f"{what} is {text!r}; accepted: {names} in pixels")
+    top, *others = map(int, parts)
+    return (top, *others)
 
 
 def read_image(

@@ -5,14 +5,44 @@ Everything here takes and returns NCHW; the official code is NHWC.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskgit_pt.images import has_values
+
 GROUPNORM_GROUPS = 32  # Flax's default
 NORM_EPSILON = 1e-6  # Flax's default for GroupNorm and LayerNorm; torch's is 1e-5
 BATCHNORM_EPSILON = 1e-5
+
+
+def check_ids(name: str, ids: Any, axes: str, least: int, most: int) -> None:
+    """Checks what a network is given as ids.
+
+    Args:
+      name: for errors.
+      ids: an integer tensor, int64 or int32.
+      axes: what its axes are, "B, N" for example.
+      least, most: of the ids. Values are not looked at on a GPU, which would have to be waited for, nor in
+        code that is compiled, traced or captured.
+
+    Raises:
+      TypeError: no tensor, or another dtype.
+      ValueError: another number of axes, an empty image, or an id out of range.
+    """
+    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"{name} is of type {found}; accepted: a tensor, int64 or int32")
+    if ids.ndim != len(axes.split(",")):
+        raise ValueError(f"{name} has shape {list(ids.shape)}; accepted: [{axes}]")
+    if ids.is_cuda or not has_values(ids) or not ids.numel():
+        return
+    low, high = torch.stack(ids.aminmax()).tolist()
+    if low < least or high > most:
+        wrong = low if low < least else high
+        raise ValueError(f"{name} holds {wrong}; accepted: {least} to {most}")
 
 
 def l2_normalize(x: Tensor, axis: int | None = None, eps: float = 1e-12) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskgit_pt.nets import layers
 from maskgit_pt.pretrained import PretrainedMixin
 
 LAYERNORM_EPSILON = 1e-12  # as BERT; torch's default is 1e-5
@@ -191,14 +192,14 @@ class Embed(nn.Module):
         self.dropout = nn.Dropout(hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        V = self.word_embeddings.num_embeddings
+        layers.check_ids("input_ids", input_ids, "B, N", -V, V - 1)
         N, max_N = input_ids.shape[-1], self.position_embeddings.num_embeddings
         if N > max_N:
             raise ValueError(f"input_ids has {N} positions; this model has {max_N}")
         # OFFICIAL QUIRK: the mask id is -1 and reaches the table's last row by wrapping around, as
         # negative indices do in JAX.
-        rows = torch.where(
-            input_ids < 0, input_ids + self.word_embeddings.num_embeddings, input_ids
-        )
+        rows = torch.where(input_ids < 0, input_ids + V, input_ids)
         embeddings = self.word_embeddings(rows) + self.position_embeddings.weight[:N]  # [B, N, D]
         return self.dropout(self.embedding_hidden_mapping(self.embeddings_ln(embeddings)))
 
@@ -311,7 +312,7 @@ class Transformer(PretrainedMixin, nn.Module):
           logits [B, N - first_position, V or num_logits], float32 (float64 for a float64 model).
 
         Raises:
-          ValueError: more positions than the model has.
+          TypeError, ValueError: no such ids, see `layers.check_ids`; more positions than the model has.
         """
         x = self.hidden(input_ids)  # [B, N, D]
         return self.mlm_layer(x[:, first_position:], self.head_weight[:num_logits])

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskgit_pt.images import as_unit_range
+from maskgit_pt.images import as_image_batch
 from maskgit_pt.libml import losses
 from maskgit_pt.nets import layers
 from maskgit_pt.pretrained import PretrainedMixin
@@ -261,13 +261,18 @@ class UnitRangeTokenizer(PretrainedMixin, nn.Module):
         """Images [B, 3, H, W], floating-point in [0, 1] or uint8 -> int64 [B, h, w].
 
         Raises:
-          ValueError: images of another dtype or range, see `images.as_unit_range`.
+          ValueError: images of another shape, dtype or range, see `images.as_image_batch`.
         """
-        images = as_unit_range(images).to(self.get_codebook_funct().dtype)
+        images = as_image_batch(images, self.downsampling).to(self.get_codebook_funct().dtype)
         return self.quantize.encode_ids(self._features(images))
 
     def decode_from_indices(self, indices: Tensor) -> Tensor:
-        """int64 [B, h, w] -> images [B, 3, H, W] around [0, 1], not clipped."""
+        """int64 [B, h, w] -> images [B, 3, H, W] around [0, 1], not clipped.
+
+        Raises:
+          TypeError, ValueError: no such codes, see `layers.check_ids`.
+        """
+        layers.check_ids("indices", indices, "B, h, w", 0, len(self.get_codebook_funct()) - 1)
         return self.decode(self.quantize.decode_ids(indices))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskgit_pt.images import as_unit_range
+from maskgit_pt.images import as_image_batch
 from maskgit_pt.libml import losses
 from maskgit_pt.libml import rng as rng_lib
 from maskgit_pt.nets import layers
@@ -181,7 +181,7 @@ class _Quantizer(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         x = x.movedim(1, -1).to(dtype)  # [B, h, w, D]
         flat = losses.squared_euclidean_distance(x.flatten(0, -2), self.codebook.to(dtype))
-        return flat.view(*x.shape[:-1], -1)
+        return flat.view(*x.shape[:-1], len(self.codebook))
 
     def encode_ids(self, x: Tensor) -> Tensor:
         """The nearest code, the first on ties: [B, D, h, w] -> int64 [B, h, w]."""
@@ -344,13 +344,18 @@ class VQVAE(PretrainedMixin, nn.Module):
         """Images [B, 3, H, W], floating-point in [0, 1] or uint8 -> int64 [B, h, w].
 
         Raises:
-          ValueError: images of another dtype or range, see `images.as_unit_range`.
+          ValueError: images of another shape, dtype or range, see `images.as_image_batch`.
         """
-        images = as_unit_range(images).to(self.get_codebook_funct().dtype)
+        images = as_image_batch(images, self.downsampling).to(self.get_codebook_funct().dtype)
         return self.quantizer.encode_ids(self.encoder(images))
 
     def decode_from_indices(self, indices: Tensor) -> Tensor:
-        """int64 [B, h, w] -> images [B, 3, H, W]; values around [0, 1], not clipped, as official."""
+        """int64 [B, h, w] -> images [B, 3, H, W]; values around [0, 1], not clipped, as official.
+
+        Raises:
+          TypeError, ValueError: no such codes, see `layers.check_ids`.
+        """
+        layers.check_ids("indices", indices, "B, h, w", 0, len(self.get_codebook_funct()) - 1)
         return self.decode(self.quantizer.decode_ids(indices))
 
     def forward(self, images: Tensor, tau: float = 1.0, rng: rng_lib.Rng = None) -> Tensor:

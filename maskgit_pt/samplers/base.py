@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from maskgit_pt.graphs import to_device
 from maskgit_pt.libml import mask_schedule
 from maskgit_pt.libml.rng import Noise, Rng, noise_of
+from maskgit_pt.settings import check
 
 MASK = -1
 # What settings that several samplers have do.
@@ -116,6 +117,9 @@ class Sampler(abc.ABC):
     """Fills in masked tokens in `steps` steps. Subclasses are dataclasses: their fields are the settings.
 
     Nothing between two steps waits for the device.
+
+    Raises:
+      ValueError: see `settings.check`; a subclass with a `__post_init__` calls this one's.
     """
 
     name: str  # on the command line
@@ -123,6 +127,9 @@ class Sampler(abc.ABC):
     more_steps_than_tokens = False  # whether that makes sense
     draws_at_start = False  # whether `start` uses the noise
     can_edit = True  # whether it can start from an image that is known in part
+
+    def __post_init__(self):
+        check(self)
 
     def begin(self, tokens: Tensor) -> State:
         """The state before the first step; masked tokens are unknown."""

@@ -61,6 +61,7 @@ class ConfidenceSampler(Sampler):
     name = "confidence"
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.schedule, list):
             check_mask_ratios(self.schedule, self.steps)
         elif self.schedule.removeprefix(_DI4C) not in SCHEDULES:

@@ -57,6 +57,7 @@ class Confidence2025Sampler(Sampler):
     name = "confidence-2025"
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.schedule, list):
             check_mask_ratios(self.schedule, self.steps)
         elif self.schedule not in SCHEDULES:

@@ -33,6 +33,7 @@ class DimoSampler(Sampler):
     can_edit = False
 
     def __post_init__(self):
+        super().__post_init__()
         if self.steps != 1:
             raise ValueError(f"steps is {self.steps}; accepted by the sampler {self.name!r}: 1")
         for name in ("mask_ratio", "embedding_noise"):

@@ -43,6 +43,7 @@ class MageSampler(Sampler):
     more_steps_than_tokens = True
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice_temperature(self.choice_temperature, self.steps)
 
     def planned(self, tokens: int, step: int) -> int:

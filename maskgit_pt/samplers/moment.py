@@ -46,6 +46,7 @@ class MomentSampler(Sampler):
     name = "moment"
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.schedule, list):
             check_mask_ratios(self.schedule, self.steps)
         self._decided_after(torch.tensor([16]))  # complains about an unknown schedule

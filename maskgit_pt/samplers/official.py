@@ -42,6 +42,7 @@ class OfficialSampler(Sampler):
     name = "official"
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.schedule, list):
             check_mask_ratios(self.schedule, self.steps)
         else:

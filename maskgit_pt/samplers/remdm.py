@@ -49,6 +49,7 @@ class RemdmSampler(Sampler):
     more_steps_than_tokens = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.remasking not in REMASKINGS:
             raise ValueError(f"remasking is {self.remasking!r}; known: {', '.join(REMASKINGS)}")
         if not 0 < self.alpha_on < 1:

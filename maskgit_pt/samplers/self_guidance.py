@@ -65,6 +65,7 @@ class SelfGuidanceSampler(Sampler):
     more_steps_than_tokens = True
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.schedule, list):
             check_mask_ratios(self.schedule, self.steps)
         elif self.schedule not in SCHEDULES:

@@ -23,7 +23,7 @@ from maskgit_pt.studio.view import (
     one_line_errors,
     seed_controls,
 )
-from maskgit_pt.utils import Bbox
+from maskgit_pt.utils import Bbox, four_numbers
 
 MAX_PIXELS = 50_000_000
 _BRUSH = "#d63031"
@@ -272,10 +272,12 @@ def _masked(
 ) -> tuple[np.ndarray, np.ndarray, Bbox | None]:
     """The photo, with margins if any, what is to be regenerated bool [H, W], and the box if there is one."""
     if margins.strip():
-        array, pixels = editing.add_margins(array, _numbers(margins, "margins"))
+        array, pixels = editing.add_margins(
+            array, four_numbers(margins, "margins", "top,right,bottom,left")
+        )
         return array, pixels, None
     if box.strip():
-        found = Bbox(*_numbers(box, "box"))
+        found = Bbox.parse(box)
         return array, editing.box_mask(found, array.shape[:2]), found
     pixels = np.zeros(array.shape[:2], bool)
     for layer in _layers(painted):
@@ -289,13 +291,6 @@ def _masked(
 def _layers(painted: dict | None) -> list[Image.Image]:
     """What is painted, RGBA, at the size of the browser's canvas."""
     return [layer.convert("RGBA") for layer in (painted or {}).get("layers") or []]
-
-
-def _numbers(text: str, what: str) -> tuple[int, int, int, int]:
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 4 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"{what} is {text!r}; accepted: four whole numbers with commas")
-    return tuple(int(part) for part in parts)
 
 
 def _compared(before: str, after: str) -> Any:

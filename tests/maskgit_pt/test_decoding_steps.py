@@ -139,6 +139,10 @@ def test_strategy(model, tmp_path):
     assert torch.equal(tokens_of(model, strategy=file), tokens_of(model, **settings))
     assert "guidance_schedule" not in resolve(settings)  # a list is as it is
     assert resolve(settings) == resolve(settings | {"guidance": [0.0, 0.5, 1.0, 2.0]})
+    with_sampler = tmp_path / "with_sampler.yaml"
+    with_sampler.write_text("sampler: halton\nsteps: 3\n")
+    assert Decoding.create(strategy=with_sampler).sampler == create("halton", steps=3)
+    assert Decoding.create("random", strategy=with_sampler).sampler == create("random", steps=3)
     overruled = Decoding.create(strategy=file, top_k=3)
     assert overruled.top_k == 3
 
@@ -170,7 +174,11 @@ def test_strategy_of_autonat(tmp_path):
             "lists of several lengths .guidance 2, choice_temperature 1",
         ),
         ("guidance: [1, 2]\nsteps: 3", "guidance 2. and steps is 3; accepted: one value a step"),
-        ("guidance: [1, two]", "guidance is .*; accepted: numbers"),
+        ("guidance: [1, two]", "guidance is .*; accepted: a number or a list of numbers"),
+        ('guidance: "2"', "guidance is '2'; accepted: a number or a list of numbers"),
+        ("steps: 2.5", "steps is 2.5; accepted: a whole number"),
+        ("schedule: 3", "schedule is 3; accepted: text or a list"),
+        ("top_k: " + "9" * 5000, "cannot be read"),
         ("guidance: [1,", "cannot be read"),
         ("guidance: !!python/object:os.system [1]", "cannot be read"),
     ],
@@ -198,6 +206,20 @@ def test_wrong_strategies(tmp_path, text, message):
         ),
         ({"guidance": [1.0], "steps": 2}, "guidance has 1 values; accepted: one a step, 2"),
         ({"guidance": [1.0, -1.0], "steps": 2}, "guidance is -1.0; accepted: 0 or more"),
+        ({"guidance": "2"}, "guidance is '2'; accepted: a number or a list of numbers, one a step"),
+        ({"guidance": (1.0, 1.0)}, r"guidance is \(1.0, 1.0\); accepted: a number or a list"),
+        ({"guidance": 1e308}, "guidance is 1e\\+308; accepted: at most 3e\\+38"),
+        ({"logit_scale_last": 1e308}, "logit_scale_last is 1e\\+308; accepted: at most"),
+        ({"logit_scale_power": float("nan")}, "logit_scale_power is nan; accepted: a finite"),
+        ({"logit_scale_warmup": -1}, "logit_scale_warmup is -1; accepted: 0 or more"),
+        ({"top_k": 1.5}, "top_k is 1.5; accepted: a whole number"),
+        ({"steps": 2.0}, "steps is 2.0; accepted: a whole number"),
+        ({"steps": True}, "steps is True; accepted: a whole number"),
+        ({"steps": 10**12}, "steps is 1000000000000; accepted: at most"),
+        ({"schedule": 3}, "schedule is 3; accepted: text or a list of numbers"),
+        ({"sampler": "halton", "shift": "no"}, "shift is 'no'; accepted: true or false"),
+        ({"sampler": "remdm", "eta": "x"}, "eta is 'x'; accepted: a number"),
+        ({"sampler": 5}, "sampler is 5; accepted: official, "),
     ],
 )
 def test_wrong_settings(settings, message):

@@ -9,6 +9,24 @@ from maskgit_pt.editing import Crop
 from maskgit_pt.utils import Bbox
 
 
+def test_default_settings(tmp_path):
+    """What a strategy or a list says of the steps holds for editing as well."""
+    assert editing.with_defaults({}) == {"start_step": 2, "steps": 12}
+    assert editing.with_defaults({"steps": 2}) == {"start_step": 1, "steps": 2}
+    listed = {"guidance": [1.0, 2.0, 3.0, 4.0]}
+    assert editing.with_defaults(listed) == listed | {"start_step": 2, "steps": 4}
+    file = tmp_path / "strategy.yaml"
+    for text, found in (
+        ("steps: 4", {"start_step": 2, "steps": 4}),
+        ("sampler: halton\nsteps: 4", {"sampler": "halton", "steps": 4}),
+    ):
+        file.write_text(text)
+        assert editing.with_defaults({"strategy": str(file)}) == found
+    for steps in (0, "4"):
+        with pytest.raises(ValueError, match="steps is .*; accepted: a whole number, 1 or more"):
+            editing.with_defaults({"steps": steps})
+
+
 def test_crop_is_the_largest_square_around_the_mask():
     for shape, box in [((300, 500), Bbox(10, 400, 50, 60)), ((500, 300), Bbox(0, 0, 1, 1))]:
         mask = editing.box_mask(box, shape)

@@ -149,6 +149,10 @@ def test_pictures_of_all_kinds(model):
         ({"labels": -1}, "label is -1"),
         ({"labels": 1, "batch_size": 0}, "batch_size is 0; accepted: a whole number, 1 or more"),
         ({"labels": 1, "batch_size": 2.0}, "batch_size is 2.0"),
+        ({"labels": 1, "batch_size": True}, "batch_size is True; accepted: a whole number"),
+        ({"labels": 1, "first_index": -1}, "first_index is -1; accepted: a whole number, 0 to"),
+        ({"labels": 1, "first_index": 2**32}, "first_index is 4294967296; accepted"),
+        ({"labels": 1, "first_index": 1.0}, "first_index is 1.0; accepted: a whole number"),
         ({"labels": 1, "steps": 17}, "accepted: 1 to 16"),
         ({"labels": 1, "steps": 0}, "steps is 0"),
         ({"labels": 1, "sampler": "greedy"}, "known: official, confidence"),
@@ -165,9 +169,25 @@ def test_errors(model, arguments, message):
 
 def test_labels_of_all_kinds(model):
     expected = model.generate([1, 2, 2], steps=1).tokens
-    for labels in ("1,2", ["1", 2], [1, "2"], np.array([1, 2]), torch.tensor([[1], [2]])):
+    for labels in (
+        "1,2",
+        ["1", 2],
+        [1, "2"],
+        np.array([1, 2]),
+        np.array(["1", "2"]),
+        np.array([1, 2], ">i8"),
+        torch.tensor([[1], [2]]),
+    ):
         assert torch.equal(model.generate(labels, steps=1).tokens, expected[:2])
     assert torch.equal(model.generate(["1-2", 2], steps=1).tokens, expected)
+
+
+def test_training_mode_is_refused(model):
+    for network in (model.transformer, model.tokenizer):
+        network.train()
+        with pytest.raises(ValueError, match="is in training mode; accepted: evaluation mode"):
+            model.generate(1, steps=1)
+        network.eval()
 
 
 def test_results_can_be_trained_on(model):
@@ -334,3 +354,43 @@ def test_the_compiled_decoder_meets_few_shapes(model, counts, shapes):
         found.append(len(filled))
         assert torch.equal(filled[:count], tokens)
     assert found == shapes
+
+
+@pytest.mark.parametrize("side", [0, 17])
+def test_images_of_wrong_shapes(model, side):
+    for images in (torch.rand(1, 3, side, 16), torch.rand(1, 1, 16, 16), torch.rand(3, 16, 16)):
+        for read in (model.reconstruct, model.encode, model.tokenizer.encode_to_indices):
+            with pytest.raises(ValueError, match=r"shape .*; accepted: \[B, 3, H, W\], .* of 4"):
+                read(images)
+
+
+def test_an_empty_batch(model):
+    assert model.encode(torch.rand(0, 3, 16, 16)).shape == (0, 4, 4)
+    assert model.reconstruct(torch.rand(0, 3, 16, 16)).images.shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (torch.full((1, 4, 4), -1), ValueError, "holds -1; accepted: 0 to 31"),
+        (torch.full((1, 4, 4), 32), ValueError, "holds 32; accepted: 0 to 31"),
+        (torch.zeros(1, 16, dtype=torch.long), ValueError, r"shape .*; accepted: \[B, h, w\]"),
+        (torch.zeros(1, 4, 4), TypeError, "torch.float32; accepted: a tensor, int64 or int32"),
+        (np.zeros((1, 4, 4), int), TypeError, "ndarray; accepted: a tensor"),
+    ],
+)
+def test_wrong_tokens(model, ids, error, message):
+    for read in (model.tokens_to_images, model.tokenizer.decode_from_indices):
+        with pytest.raises(error, match=message):
+            read(ids)
+
+
+def test_wrong_ids(model):
+    rows = torch.zeros(1, 17, dtype=torch.long)
+    for ids, error, message in (
+        (rows + 43, ValueError, "input_ids holds 43; accepted: -43 to 42"),
+        (rows[0], ValueError, r"input_ids has shape \[17\]; accepted: \[B, N\]"),
+        (rows.float(), TypeError, "input_ids is of type torch.float32"),
+    ):
+        with pytest.raises(error, match=message):
+            model.transformer(ids)

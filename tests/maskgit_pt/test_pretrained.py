@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from recorded import load_tiny
 
-from maskgit_pt import VQVAE, Transformer
+from maskgit_pt import VQVAE, Transformer, pretrained
 
 CLASSES = {"transformer": Transformer, "tokenizer": VQVAE}
 
@@ -97,6 +97,19 @@ def test_unknown_field(kind, folder):
     if kind == "transformer":
         with pytest.raises(ValueError, match="surprise"):
             CLASSES[kind].from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [-1, 10**30])
+def test_impossible_sizes(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(pretrained._WithoutInitialValues, "_MOST_CALLS", 2000)
+    load_tiny("transformer").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        path.write_text(json.dumps(config | {name: value}))
+        with pytest.raises(ValueError) as error:
+            Transformer.from_pretrained(tmp_path)
+        assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_and_broken_files(kind, folder, tmp_path):

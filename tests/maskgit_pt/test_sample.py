@@ -218,6 +218,17 @@ def test_edit_with_mask_and_extension(tmp_path):
         (["--schedule=pow-1"], 1, "mask schedule is 'pow-1'"),
         (["--device=cuda:99"], 1, "--device=cuda:99 cannot be used here"),
         (["--device=abacus"], 1, "--device=abacus cannot be used here"),
+        (["--device=meta"], 1, "--device=meta cannot be used here"),
+        (["--threads=100000"], 1, "threads is 100000; accepted: a whole number, 1 to 1024"),
+        (["--output="], 1, "--output is empty; accepted: a folder"),
+        (["--model="], 1, "the name of a model is empty"),
+        (["--num_codes=5"], 1, "num_codes is 5, but the tokenizer has 32 codes"),
+        ([PHOTO, "--labels=1", "--box=--5,0,1,1"], 1, "box is '--5,0,1,1'; accepted: top,left"),
+        ([PHOTO, "--labels=1", "--box=\u00b2,0,1,1"], 1, "; accepted: top,left,height,width"),
+        ([PHOTO, "--labels=1", "--extend=\u00b2,0,1,1"], 1, "; accepted: top,right,bottom,left"),
+        ([PHOTO, "--labels=1", f"--extend={'9' * 30},0,0,0"], 1, "; accepted: top,right,bottom"),
+        ([PHOTO, "--labels=1", "--extend=999999999,0,0,0"], 1, "; accepted: at most 178,"),
+        ([PHOTO, "--labels=1", "--extend=-1,0,0,0"], 1, "a margin is -1; accepted: a whole number"),
         (["--box=1,2,3,4"], 2, "belong to --edit"),
         ([PHOTO, "--labels=1"], 2, "--edit needs one of"),
         ([PHOTO, "--box=1,2,3,4"], 2, "--edit needs --labels"),
@@ -381,7 +392,7 @@ def test_finishing_decodes_each_image_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", counted)
     for sample_ in samples:
-        folder.tokens(sample_)
+        folder.header(sample_)
     assert loaded == []
     monkeypatch.setattr(SampleFolder, "_save_grid", lambda self, samples: None)
     once = []
@@ -391,6 +402,34 @@ def test_finishing_decodes_each_image_once(tmp_path, monkeypatch):
     assert sorted(once) == [0, *range(7)]  # the first one also for the shape
     monkeypatch.undo()
     assert files(tmp_path) == expected
+
+
+def test_a_sample_of_another_size(tmp_path, capsys):
+    options = ["--labels=1", "--steps=2", "--num_samples=2", f"--output={tmp_path}"]
+    assert call(*options) == 0
+    path = tmp_path / "class0001_000001.png"
+    info = PngImagePlugin.PngInfo()
+    for name, text in Image.open(path).text.items():
+        info.add_text(name, text)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+    assert call(*options) == 1
+    error = capsys.readouterr().err
+    assert f"{path}: not of this set, remove it: 8 x 8 pixels, where class0001_000000.png" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"threads": "x"}', "threads is 'x'; accepted: a whole number"),
+        ('{"threads": -1}', "threads is -1; accepted: a whole number"),
+        ("[" * 100000, "settings.json: damaged"),
+    ],
+)
+def test_damaged_settings(tmp_path, capsys, text, message):
+    (tmp_path / "settings.json").write_text(text)
+    models = [*MODELS, "--device=cpu", f"--output={tmp_path}"]
+    assert run(sample.main, sample.FLAGS, sample.PROGRAM, sample.USAGE, models) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_damaged_sample(tmp_path, capsys):
