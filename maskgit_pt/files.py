@@ -67,10 +67,11 @@ def replacing(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pat
         if durable:
             synchronise(path.parent)
     except BaseException as error:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk; the first error is the one to tell
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno:  # names the temporary file, or none
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

@@ -14,6 +14,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
+from maskgit_pt.files import printable
+
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _SLACK = 1e-3  # beyond [0, 1], for rounding
 
@@ -31,7 +33,7 @@ class DamagedImage(ValueError):
         self.name, self.reason = name, reason
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return printable(f"{self.name}: {self.reason}")
 
 
 def read_rgb(path: str | os.PathLike, as_shown: bool = True) -> Image.Image:

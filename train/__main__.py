@@ -56,6 +56,7 @@ def main(values: flags.FlagValues) -> int:
     """Runs the program on parsed flags."""
     if values.config is None or not (values.output or values.dry_run):
         raise cl.UsageError("--config=RECIPE and --output=FOLDER are needed")
+    settings.check_ranges(values.config)  # before anything is made of them, a time limit say
     device = launch.pick_device(values.device, values.threads or 0)
     advice = "try a larger --config.accumulation_steps or a smaller --config.batch_size"
     memory = launch.out_of_memory(device, f"--config.batch_size={values.config.batch_size}", advice)

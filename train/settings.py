@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,34 @@ _CAME_LATER = {
     "optimizer.init_lr_scale": 1.0,
     "discriminator.width_rule": "official",
 }
+
+# (least, most) -> the numbers among the settings, of all tasks, that must lie between them.
+RANGES = {
+    (1, math.inf): (
+        "batch_size", "accumulation_steps", "num_train_steps", "samples_per_mask_ratio", "image_size",
+        "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval_show_num",
+        "transformer.num_layers", "transformer.num_embeds", "transformer.intermediate_size",
+        "transformer.num_heads", "decoder.num_layers", "decoder.num_embeds", "decoder.num_heads",
+        "discriminator.channel_multiplier", "vqvae.codebook_size", "vqvae.embedding_dim", "vqvae.filters",
+        "vqvae.channel_multipliers",
+    ),
+    (0, math.inf): (
+        "num_class", "early_stop_evals", "eval_every_steps", "data.num_workers", "optimizer.lr",
+        "optimizer.g_lr", "optimizer.d_lr", "optimizer.lr_min", "optimizer.weight_decay",
+        "optimizer.clip_norm", "optimizer.warmup_steps", "optimizer.epsilon", "perceptual_loss_weight",
+        "vqgan.g_adversarial_loss_weight", "vqgan.grad_penalty_cost", "vqvae.num_res_blocks",
+        "vqvae.commitment_cost", "vqvae.entropy_loss_ratio", "tau_anneal.tau_warmup_steps",
+        "tau_anneal.tau_decay_steps",
+    ),
+    (0, 1): (
+        "label_drop_rate", "label_smoothing", "min_masking_rate", "polyak_decay", "data.eval_share",
+        "optimizer.init_lr_scale", "transformer.dropout_rate",
+    ),
+    (0, 0.99999): ("optimizer.beta1", "optimizer.beta2"),
+    (1e-9, math.inf): ("vqvae.entropy_temperature", "tau_anneal.tau_max", "tau_anneal.tau_min"),
+    (0.05, 1e6): ("timeout_minutes",),
+    (0, 2**63 - 1): ("seed",),
+}  # fmt: skip
 
 RECIPES = Path(__file__).parent / "configs"
 
@@ -157,14 +186,20 @@ def check_choice(config: ml_collections.ConfigDict, name: str, accepted: Sequenc
     return value
 
 
-def check_range(
-    config: ml_collections.ConfigDict, name: str, low: float, high: float = float("inf")
-) -> None:
-    """ValueError if field `name` is not a number in [low, high]."""
-    value = flatten(config)[name]
-    if not low <= value <= high:
-        upto = "or more" if high == float("inf") else f"to {high:g}"
-        raise ValueError(f"config.{name} is {value}; accepted: {low:g} {upto}")
+def check_ranges(config: ml_collections.ConfigDict) -> None:
+    """ValueError if a number, or one of a tuple, is not within its `RANGES`; names the field."""
+    found = flatten(config)
+    for (low, high), names in RANGES.items():
+        for name in names:
+            value = found.get(name, low)
+            numbers = value if isinstance(value, tuple | list) else (value,)
+            if not numbers or not all(_is_within(number, low, high) for number in numbers):
+                upto = "or more" if high == math.inf else f"to {high:g}"
+                raise ValueError(f"config.{name} is {value}; accepted: {low:g} {upto}")
+
+
+def _is_within(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and low <= value <= high
 
 
 def compare(config: ml_collections.ConfigDict, run: Path) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from maskgit_pt import command_line, launch
 from maskgit_pt.command_line import UsageError
+from maskgit_pt.files import printable
 from maskgit_pt.launch import Processes
 from maskgit_pt.networks import TOKENIZERS, size_for
 from maskgit_pt.pretrained import load_any
@@ -354,7 +355,7 @@ def _summary(shards: TokenShards) -> str:
 
 
 def _say(text: str) -> None:
-    tqdm.write(f"{PROGRAM}: {text}", file=sys.stderr)
+    tqdm.write(f"{PROGRAM}: {printable(text)}", file=sys.stderr)
 
 
 def _batch_size(device: torch.device, image_size: int = 256) -> int:

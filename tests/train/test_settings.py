@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import pytest
@@ -7,7 +8,8 @@ from training import RECIPE, ROOT, tiny_config
 from maskgit_pt.command_line import UsageError
 from train import __main__ as program
 from train import loop, settings
-from train.tasks import autoencoding, masked_tokens, networks
+from train.configs import defaults, mage_defaults, tokenizer_defaults
+from train.tasks import autoencoding, mage, masked_tokens, networks
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,36 @@ def test_wrong_type_and_missing_flags(capsys):
 def test_values_out_of_range(changes, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         masked_tokens.check(tiny_config("x", **changes))
+
+
+@pytest.mark.parametrize(
+    "check, known",
+    [
+        (masked_tokens.check, defaults),
+        (mage.check, mage_defaults),
+        (autoencoding.check, tokenizer_defaults),
+    ],
+)
+def test_every_number_has_a_range(check, known):
+    """-1e9 and NaN are accepted for no setting, and the error names the field."""
+    free = {"sampling.steps", "sampling.choice_temperature", "sampling.guidance"}  # the sampler's
+    for name, value in settings.flatten(known.get_config()).items():
+        if isinstance(value, bool | str) or name in free:
+            continue
+        wrong = {float: (-1e9, math.nan), int: (-(10**9),), tuple: ((-1,), ())}
+        for bad in wrong[type(value)]:
+            config = known.get_config()
+            config.update_from_flattened_dict({name: bad})
+            with pytest.raises(ValueError, match=rf"^config\.{re.escape(name)} is .*; accepted: "):
+                check(config)
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "1e300"])
+def test_a_time_limit_out_of_range(value, capsys):
+    flags = [f"--config={RECIPE}", "--output=x", f"--config.timeout_minutes={value}"]
+    assert program.cli(flags) == 1
+    error = capsys.readouterr().err
+    assert "config.timeout_minutes is" in error and "accepted: 0.05 to 1e+06" in error
 
 
 def test_a_recipe_with_a_field_that_nothing_reads():

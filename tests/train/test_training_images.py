@@ -79,6 +79,37 @@ def test_links_are_followed_once(tmp_path):
     assert names(open_images(tmp_path / "set")) == ["a/1.jpg", "b/2.jpg"]
 
 
+def test_a_link_to_a_folder_above_brings_no_images_of_other_classes(tmp_path):
+    put(tmp_path / "set" / "a" / "1.jpg")
+    put(tmp_path / "set" / "b" / "2.jpg")
+    for name, target in (("up", "."), ("far", ".."), ("b/up", "..")):
+        (tmp_path / "set" / name).symlink_to((tmp_path / "set" / name).parent / target)
+    images = open_images(tmp_path / "set")
+    assert names(images) == ["a/1.jpg", "b/2.jpg"]
+    assert "3 links to a folder that is read already, or above (b/up, far, up)" in str(
+        images.left_out
+    )
+
+
+def test_a_pipe_among_images_keeps_nobody_waiting(tmp_path):
+    put(tmp_path / "a" / "1.jpg")
+    os.mkfifo(tmp_path / "a" / "2.jpg")
+    images = open_images(tmp_path)
+    assert names(images) == ["a/1.jpg"]
+    assert "1 pipes and other special files (a/2.jpg)" in str(images.left_out)
+
+
+def test_names_with_control_characters_are_escaped(tmp_path):
+    put(tmp_path / "a" / "1.jpg")
+    put(tmp_path / "a" / "\x1b[31m\nred.jpg", b"none")
+    put(tmp_path / "a" / "\x1b[31m\nred.txt", b"none")
+    images = open_images(tmp_path)
+    with pytest.raises(DamagedImage) as error:
+        images.read(0)
+    assert str(error.value).isprintable() and "a/\\x1b[31m\\nred.jpg" in str(error.value)
+    assert str(images.left_out).isprintable() and "a/\\x1b[31m\\nred.txt" in str(images.left_out)
+
+
 def test_splits(tmp_path):
     put(tmp_path / "train" / "a" / "1.jpg")
     put(tmp_path / "val" / "a" / "2.jpg")

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from maskgit_pt.files import printable
 from maskgit_pt.images import DamagedImage, decode_rgb
 
 __all__ = ["EXTENSIONS", "DamagedImage", "Images", "Names"]
@@ -83,7 +84,7 @@ class LeftOut:
         for reason, count in self.counts.items():
             more = ", ..." if count > self._FEW else ""
             parts.append(f"{count} {reason} ({', '.join(self.examples[reason])}{more})")
-        return "left out: " + "; ".join(parts) if parts else ""
+        return printable("left out: " + "; ".join(parts)) if parts else ""
 
 
 class Images:

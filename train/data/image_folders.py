@@ -143,8 +143,8 @@ def is_junk(name: str) -> bool:
 
 
 def _entries(folder: Path | str, left_out: LeftOut, prefix: str = "") -> list[tuple[str, bool]]:
-    """Names in a folder, and whether they are folders; hidden ones, those of systems and dead links are
-    noted instead."""
+    """Names in a folder, and whether they are folders; hidden ones, those of systems, dead links and what is
+    neither file nor folder are noted instead."""
     kept = []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -154,6 +154,8 @@ def _entries(folder: Path | str, left_out: LeftOut, prefix: str = "") -> list[tu
                 left_out.add("files or folders of a system", prefix + entry.name)
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 left_out.add("dead links", prefix + entry.name)
+            elif not entry.is_dir() and not entry.is_file():  # a pipe would keep the reader waiting
+                left_out.add("pipes and other special files", prefix + entry.name)
             else:
                 kept.append((entry.name, entry.is_dir()))
     return kept
@@ -162,15 +164,21 @@ def _entries(folder: Path | str, left_out: LeftOut, prefix: str = "") -> list[tu
 def _walk(
     folder: Path, prefix: str, left_out: LeftOut, places: dict[str, list[int]]
 ) -> Iterator[str]:
-    """All images below a folder as `prefix/...`, links followed; notes the folders in `places`."""
-    seen, stack = set(), [(str(folder), f"{prefix}/" if prefix else "")]
+    """All images below a folder as `prefix/...`, links followed; notes the folders in `places`.
+
+    A link to a folder above would bring the images of other classes.
+    """
+    above = folder.absolute().parents if prefix else ()
+    seen, stack = (
+        {_identity(path) for path in above},
+        [(str(folder), f"{prefix}/" if prefix else "")],
+    )
     while stack:
         path, prefix = stack.pop()
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
-            left_out.add("links to a folder that is read already", prefix.rstrip("/"))
+        if _identity(path) in seen:
+            left_out.add("links to a folder that is read already, or above", prefix.rstrip("/"))
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(_identity(path))
         places[path] = place(path)
         for name, is_folder in _entries(path, left_out, prefix):
             if is_folder:
@@ -179,6 +187,12 @@ def _walk(
                 yield prefix + name
             else:
                 left_out.add("files that are not images by their names", prefix + name)
+
+
+def _identity(path: Path | str) -> tuple[int, int]:
+    """The same for all names of a folder."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _extensions() -> str:

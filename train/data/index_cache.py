@@ -18,7 +18,7 @@ from maskgit_pt.files import atomic_file, user_cache
 from train.data.image_base import Images
 
 SMALLEST = 10_000  # images; fewer are listed anew
-_FORMAT = 1  # raise it when a reader lists otherwise
+_FORMAT = 2  # raise it when a reader lists otherwise
 # Nanoseconds; a folder that changed so recently may change within the same time stamp.
 _SETTLED = 2 * 10**9
 

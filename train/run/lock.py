@@ -58,10 +58,13 @@ def _hold(run: Path, seconds: float) -> Iterator[str]:
                 f"{run}: {holder} is training there; wait for its end, or name another --output"
             )
         mark = f"process {os.getpid()} on {socket.gethostname()}, {secrets.token_hex(8)}"
-        file.truncate(0)
-        file.write(mark)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.truncate(0)
+            file.write(mark)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(run / LOCK_NAME)) from None
         yield mark
 
 

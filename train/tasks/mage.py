@@ -68,7 +68,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_common(config, mage_defaults.get_config(), ("mage",))
     sizes = config.transformer
     for name, accepted, fits in (
-        ("num_class", "0 or more", config.num_class >= 0),
         ("independent_masks", "False", not config.independent_masks),
         ("label_drop_rate", "0, as MAGE has no token for no class", config.label_drop_rate == 0),
         ("min_masking_rate", "more than 0 and less than 1", 0 < config.min_masking_rate < 1),
@@ -78,7 +77,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not fits:
             found = sizes.broadcast_dropout if "." in name else config[name]
             raise ValueError(f"config.{name} is {found}; accepted with the task mage: {accepted}")
-    if sizes.num_embeds < 1 or sizes.intermediate_size % sizes.num_embeds:
+    if sizes.intermediate_size % sizes.num_embeds:
         raise ValueError(
             f"config.transformer.intermediate_size is {sizes.intermediate_size}; accepted with the task "
             f"mage: a multiple of num_embeds, {sizes.num_embeds}"

@@ -303,7 +303,6 @@ class MaskedTokens(Task):
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses settings out of range; ValueError names the field."""
     check_common(config, defaults.get_config(), (*networks.MODELS, starting.AS_INIT))
-    settings.check_range(config, "num_class", 0)
 
 
 def check_common(
@@ -317,29 +316,20 @@ def check_common(
       models: the networks that the task trains.
     """
     settings.check_fields(config, known)
+    settings.check_ranges(config)
     settings.check_choice(config, "model", models)
-    settings.check_range(config, "timeout_minutes", 0.05)
     settings.check_choice(config, "precision", ("bfloat16", "float32"))
     settings.check_choice(config, "parallel", distributed.PARALLEL)
     kernels.check(config)
     profiles.check(config)
     settings.check_choice(config, "optimizer.decay", optimizers.DECAYS)
     settings.check_choice(config, "optimizer.lr_schedule", optimizers.SCHEDULES)
-    for name in ("batch_size", "accumulation_steps", "num_train_steps", "samples_per_mask_ratio",
-                 "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"):  # fmt: skip
-        settings.check_range(config, name, 1)
-    for name in ("label_drop_rate", "label_smoothing", "min_masking_rate", "polyak_decay",
-                 "data.eval_share", "optimizer.init_lr_scale"):  # fmt: skip
-        settings.check_range(config, name, 0, 1)
-    settings.check_range(config, "early_stop_evals", 0)
     early_stop.check(config)
     if config.parallel == "fsdp" and config.optimizer.init_lr_scale != 1:
         raise ValueError(
             f"config.optimizer.init_lr_scale is {config.optimizer.init_lr_scale} with config.parallel "
             "'fsdp'; accepted: 1, or config.parallel 'ddp'"
         )
-    for name in ("lr", "weight_decay", "clip_norm", "warmup_steps", "lr_min"):
-        settings.check_range(config, f"optimizer.{name}", 0)
 
 
 def _work_per_image(config: ml_collections.ConfigDict, tokens: Tokens) -> float:
