@@ -27,6 +27,9 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 
+_NO_MEMORY = "DefaultCPUAllocator: "  # begins PyTorch's reason
+
+
 class UsageError(Exception):
     """The command line itself is wrong (exit code 2), e.g. two flags that exclude each other."""
 
@@ -54,8 +57,8 @@ def run(
       arguments: filled with the arguments that are no flags; None: there may be none.
       keep_memory: call `keep_freed_memory`; a program that only reads and writes tensors needs less without.
 
-    `ValueError`, `OSError` and `ImportError` (a missing extra) count as a problem with the input:
-    one line on standard error. A reader of the output that leaves ends the program without a word.
+    `ValueError`, `OSError`, `ImportError` (a missing extra) and a lack of memory count as a problem with the
+    input: one line on standard error. A reader of the output that leaves ends the program without a word.
     Anything else is a bug and keeps its traceback.
 
     A value that begins with ~ is a path in a home folder. Standard streams that are closed or missing are
@@ -93,6 +96,10 @@ def run(
         return _fail(program, _one_line(error), 1)
     except KeyboardInterrupt:
         return _fail(program, "interrupted", 130)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and _NO_MEMORY not in str(error):
+            raise
+        return _fail(program, f"not enough memory: {_one_line(error)}", 1)
     finally:
         warnings.showwarning = usual
 

@@ -13,14 +13,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-# What must not be mixed with results: names by which it is known.
-_OF_OTHERS = {
+# What a folder can hold, which nothing else may join or replace: names by which it is known.
+_MARKS = {
+    "a training run": ("checkpoints", "metrics.jsonl"),
+    "samples": ("settings.json",),
+    "token shards": ("manifest.json", "unfinished.json"),
     "a model": (
         "model.safetensors",
         "transformer/model.safetensors",
         "tokenizer/model.safetensors",
     ),
-    "a training run": ("checkpoints", "metrics.jsonl"),
 }
 
 
@@ -113,14 +115,8 @@ def check_destination(folder: str | os.PathLike, model_type: str) -> None:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; accepted: a folder for the model")
-    found = None
-    if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").exists():
-        found = "a training run"
-    elif (folder / "settings.json").exists():
-        found = "samples"
-    elif (folder / "manifest.json").exists() or (folder / "unfinished.json").exists():
-        found = "token shards"
-    elif (folder / "config.json").exists():
+    found, _ = _held(folder, but="a model")
+    if found is None and (folder / "config.json").exists():
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
             kind = config.get("model_type") if isinstance(config, dict) else None
@@ -151,14 +147,22 @@ def check_folder(output: str | os.PathLike, flag: str = "--output") -> Path:
     return folder
 
 
-def refuse_models_and_runs(folder: Path) -> None:
-    """Raises ValueError if a folder holds a model or a training run, which other files must not join."""
-    for what, names in _OF_OTHERS.items():
-        found = next((name for name in names if (folder / name).exists()), None)
-        if found is not None:
-            raise ValueError(
-                f"{folder} holds {what} ({found}); accepted: another folder, made if missing"
-            )
+def refuse_others(folder: Path, own: str) -> None:
+    """Raises ValueError if a folder holds results of another kind than `own`, a key of `_MARKS`."""
+    what, name = _held(folder, but=own)
+    if what is not None:
+        raise ValueError(
+            f"{folder} holds {what} ({name}); accepted: another folder, made if missing"
+        )
+
+
+def _held(folder: Path, but: str) -> tuple[str | None, str]:
+    """What a folder holds besides `but`, and the name that tells; None if nothing."""
+    for what, names in _MARKS.items():
+        found = [name for name in names if what != but and (folder / name).exists()]
+        if found:
+            return what, found[0]
+    return None, ""
 
 
 def check_replaceable(path: Path, is_ours: bool, overwrite: bool, what: str) -> None:

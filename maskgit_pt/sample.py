@@ -20,7 +20,7 @@ from maskgit_pt.files import (
     check_folder,
     file_sha256,
     hold_folder,
-    refuse_models_and_runs,
+    refuse_others,
     replacing,
 )
 from maskgit_pt.libml import jax_random
@@ -139,7 +139,7 @@ def _check_usage(job: Job) -> None:
 
 def _generate(job: Job, processes: launch.Processes, device: torch.device) -> int:
     if processes.is_main:
-        refuse_models_and_runs(check_folder(job.asked.output))  # before the models are loaded
+        refuse_others(check_folder(job.asked.output), "samples")  # before the models are loaded
     model = job.models.load(device)
     if job.models.compile:
         model.compile()

@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from maskgit_pt.classes import Classes
-from maskgit_pt.files import atomic_file, refuse_models_and_runs, replacing, write_atomically
+from maskgit_pt.files import atomic_file, refuse_others, replacing, write_atomically
 from maskgit_pt.launch import Processes
 from maskgit_pt.utils import to_pil, visualize_images, with_row_titles
 
@@ -74,7 +74,7 @@ class SampleFolder:
         if not processes.is_main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        refuse_models_and_runs(self.folder)
+        refuse_others(self.folder, "samples")
         names = os.listdir(self.folder)
         if not overwrite:
             _check_same(self.folder, names, settings)

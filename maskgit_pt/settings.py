@@ -1,6 +1,7 @@
 """Settings as dataclasses: default, range and help of each stand once, at its field, and make its flag."""
 
 import dataclasses
+import math
 import numbers
 import types
 import typing
@@ -63,9 +64,16 @@ def define_flag(
     elif kind in (int, float):
         define = flags.DEFINE_integer if kind is int else flags.DEFINE_float
         define(name, default, help, least, flag_values=flag_values)
+        flags.register_validator(
+            name, _is_finite, "must be a finite number", flag_values=flag_values
+        )
     else:
         define = {bool: flags.DEFINE_bool, str: flags.DEFINE_string, list: flags.DEFINE_list}[kind]
         define(name, default, help, flag_values)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is None or math.isfinite(value)
 
 
 def plain_type(of: type, name: str) -> type:

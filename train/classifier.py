@@ -19,7 +19,7 @@ from maskgit_pt.command_line import UsageError
 from maskgit_pt.files import check_destination, check_folder
 from maskgit_pt.progress import duration
 from maskgit_pt.settings import define_flags, from_flags, setting
-from train.data.images import Images, crop, open_images
+from train.data.images import Images, check_apart, crop, open_images
 from train.evaluation.classifiers import (
     MODEL_TYPE,
     ClassifierConfig,
@@ -77,7 +77,8 @@ def main() -> int:
     settings = from_flags(ClassifierSettings, FLAGS)
     if not settings.images:
         raise UsageError("--images is missing")
-    check_destination(settings.output, MODEL_TYPE)  # complains before the work
+    check_apart(settings.output, settings.images)  # complains before the work
+    check_destination(settings.output, MODEL_TYPE)
     if any(check_folder(settings.output).iterdir()) and not settings.overwrite:
         raise FileExistsError(
             f"{settings.output} exists already; --overwrite replaces the classifier in it"

@@ -11,6 +11,7 @@ from maskgit_pt import command_line
 from maskgit_pt.command_line import UsageError
 from maskgit_pt.files import hold_folder
 from maskgit_pt.settings import define_flags, fields, from_flags
+from train.data.images import check_apart
 from train.demos.images import DATA_SETS
 from train.demos.own import OwnPlan
 from train.demos.plan import Plan
@@ -53,6 +54,8 @@ def make(settings: DemoSettings, start: str | None) -> int:
     own = settings.data not in DATA_SETS
     check(settings, start, own)
     folder = Path(settings.output or f"{Path(settings.data).name}{'_demo' * own}")
+    if own:
+        check_apart(folder, settings.data)
     # What the result depends on; where the images were found is no part of it.
     apart = ("output", "files", "download")
     asked = {k: v for k, v in dataclasses.asdict(settings).items() if k not in apart}

@@ -31,6 +31,9 @@ Google's code loads.
 NETWORKS_NAME = "networks.json"
 CLASSES = {cls.model_type: cls for cls in (Transformer, BesnierTransformer, Mage, VQVAE)}
 
+# What a network's configuration says of the tokens that it was trained on.
+_OF_THE_DATA = ("class_names", "tokenizer_fingerprint")
+
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", None, "Folder to write.", flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", 0, flag_values=FLAGS)
@@ -57,13 +60,32 @@ def main() -> int:
 
 
 def note_networks(run: Path, models: dict[str, nn.Module]) -> None:
-    """Writes down what the networks of a run are, so that they can be built again."""
+    """Writes down what the networks of a run are, so that they can be built again.
+
+    Raises:
+      ValueError: its checkpoints are of other classes, or of tokens of another tokenizer.
+    """
     known = {
         name: model.full_config()
         for name, model in models.items()
         if getattr(model, "model_type", None) in CLASSES
     }
-    write_atomically(run / NETWORKS_NAME, (json.dumps(known, indent=2) + "\n").encode())
+    path = run / NETWORKS_NAME
+    before = json.loads(path.read_text("utf-8")) if path.exists() and checkpoints.steps(run) else {}
+    for name, network in known.items():
+        for field in _OF_THE_DATA:
+            old, new = before.get(name, {}).get(field), network.get(field)
+            if old and new and old != new:
+                raise ValueError(
+                    f"{path}: this run has the {field} {_short(old)}, the data has {_short(new)}; continue "
+                    "with the same data, or name another --output"
+                )
+    write_atomically(path, (json.dumps(known, indent=2) + "\n").encode())
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:60] + " ..."
 
 
 def load(
@@ -84,8 +106,10 @@ def load(
     """
     config = settings.read(run)
     found = checkpoints.steps(run)
-    if not found or step not in (None, *found):
-        listed = ", ".join(map(str, found)) or "none"
+    if not found:
+        raise FileNotFoundError(f"{run}: the run has no checkpoint yet")
+    if step not in (None, *found):
+        listed = ", ".join(map(str, found))
         raise FileNotFoundError(f"{run}: no checkpoint of step {step}; found: {listed}")
     step = found[-1] if step is None else step
     ((name, network),) = json.loads((run / NETWORKS_NAME).read_text()).items()

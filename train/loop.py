@@ -12,9 +12,10 @@ import ml_collections
 import torch
 from torch import Tensor
 
-from maskgit_pt.files import write_atomically
+from maskgit_pt.files import refuse_others, write_atomically
 from maskgit_pt.launch import Processes
 from train import export, randomness, settings
+from train.data.images import check_apart
 from train.run import early_stop
 from train.run.checkpoints import Checkpoints
 from train.run.lock import claim
@@ -66,13 +67,22 @@ def train(config: ml_collections.ConfigDict, run: Path, processes: Processes) ->
         written.
       FloatingPointError: a loss or gradient that is not finite; nothing of that step was saved.
     """
-    processes.on_first(lambda: settings.compare(config, run))
+    processes.on_first(lambda: _check_folder(config, run))
     with claim(run, processes):
         task = make_task(config, processes)
-        if processes.is_main:
-            settings.keep(config, run)
-            export.note_networks(run, task.state.models)
+        processes.on_first(lambda: _note(task, config, run))
         return _train(task, config, run, processes)
+
+
+def _check_folder(config: ml_collections.ConfigDict, run: Path) -> None:
+    settings.compare(config, run)
+    refuse_others(run, "a training run")
+    check_apart(run, config.data.images)
+
+
+def _note(task: Task, config: ml_collections.ConfigDict, run: Path) -> None:
+    export.note_networks(run, task.state.models)
+    settings.keep(config, run)
 
 
 def _train(

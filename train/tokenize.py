@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from maskgit_pt import command_line, launch
 from maskgit_pt.command_line import UsageError
-from maskgit_pt.files import printable
+from maskgit_pt.files import printable, refuse_others
 from maskgit_pt.launch import Processes
 from maskgit_pt.networks import TOKENIZERS, size_for
 from maskgit_pt.pretrained import load_any
@@ -136,9 +136,7 @@ def _device() -> torch.device:
 
 def _tokenize(processes: Processes, device: torch.device) -> int:
     started = time.monotonic()
-    images = processes.on_first(  # once, and the same for all
-        lambda: images_lib.open_images(FLAGS.images, FLAGS.split, FLAGS.num_classes)
-    )
+    images = processes.on_first(_open_images)  # once, and the same for all
     tokenizer = load_any(FLAGS.tokenizer, TOKENIZERS)
     settings = _settings(images, tokenizer)
     if processes.is_main:
@@ -158,6 +156,12 @@ def _tokenize(processes: Processes, device: torch.device) -> int:
         seconds = time.monotonic() - started
         print(f"{FLAGS.output}: {_summary(shards)}; {len(missing)} shards made in {seconds:.1f} s")
     return 0
+
+
+def _open_images() -> images_lib.Images:
+    images_lib.check_apart(FLAGS.output, FLAGS.images)
+    refuse_others(Path(FLAGS.output), "token shards")
+    return images_lib.open_images(FLAGS.images, FLAGS.split, FLAGS.num_classes)
 
 
 def _settings(images: images_lib.Images, tokenizer: nn.Module) -> dict[str, Any]:

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import fresh_python
+import numpy as np
 import pytest
+import torch
 from absl import flags
 
 from maskgit_pt import command_line
+from maskgit_pt.settings import define_flags
+from train.classifier import ClassifierSettings
 from train.evaluation.settings import EvaluationSettings
 
 
@@ -121,3 +125,31 @@ def test_freed_memory_is_kept():
         int(fresh_python.run(PAGES_OF_LATER_TENSORS, how).stdout) for how in ("kept", "returned")
     )
     assert kept < 100 and returned > 10_000
+
+
+def test_a_lack_of_memory_is_one_line(capsys):
+    def of_torch(values):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    def of_numpy(values):
+        np.empty(2**60, np.uint8)
+
+    for main in (of_torch, of_numpy):
+        assert call(main) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("program: error: not enough memory: ") and error.count("\n") == 1
+
+    def other(values):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        call(other)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_numbers_are_finite(value):
+    values = flags.FlagValues()
+    define_flags(ClassifierSettings, values)
+    with pytest.raises(flags.IllegalFlagValueError, match="lr"):
+        values(["program", f"--lr={value}"])
+    values(["program", "--lr=0.1"])

@@ -43,6 +43,24 @@ def test_the_names_of_the_classes_go_along(trained, tmp_path):
     assert inspection.inspect(tmp_path / "back")["pixels"] == "unknown, 4 x 4 tokens an image"
 
 
+def test_a_run_does_not_go_on_with_other_classes(tmp_path):
+    """As many classes with other names, or tokens of another tokenizer, leave the run as it is."""
+    run = tmp_path / "run"
+    for name, names, tokenizer in (
+        ("tokens", list("abcde"), "0" * 64),
+        ("others", list("abcdf"), "0" * 64),
+        ("another", list("abcde"), "1" * 64),
+    ):
+        make_shards(tmp_path / name, names=names, tokenizer=tokenizer)
+    run_here(tiny_config(tmp_path / "tokens", num_train_steps=2), run)
+    before = (run / export.NETWORKS_NAME).read_bytes()
+    for name, field in (("others", "class_names"), ("another", "tokenizer_fingerprint")):
+        with pytest.raises(ValueError, match=f"this run has the {field} .*, the data has "):
+            run_here(tiny_config(tmp_path / name, num_train_steps=3), run)
+        assert (run / export.NETWORKS_NAME).read_bytes() == before
+    assert run_here(tiny_config(tmp_path / "tokens", num_train_steps=3), run).step == 3
+
+
 def test_other_weights(trained, tmp_path):
     run, state = trained
     last, step = export.load(run, average=False)

@@ -236,6 +236,31 @@ def test_errors_are_one_line(pictures, tmp_path, capsys, args, code, message):
     assert lines[0].startswith("maskgit-tokenize: error: ")
 
 
+def test_output_among_other_things(pictures, tmp_path, capsys):
+    """Images would get a class more, and a model other files."""
+    before = sorted(pictures.iterdir())
+    for output in (pictures, pictures / "tokens"):
+        assert call(pictures, output) == 1
+        assert "is in the folder of images" in capsys.readouterr().err
+    assert sorted(pictures.iterdir()) == before
+    (tmp_path / "model.safetensors").touch()
+    assert call(pictures, tmp_path) == 1
+    assert "holds a model (model.safetensors)" in capsys.readouterr().err
+
+
+def test_a_first_attempt_binds_nothing(pictures, expected, tmp_path, monkeypatch):
+    """Only shards that are there decide with which settings a folder goes on."""
+
+    def fail(*arguments):
+        raise ValueError("a wrong flag")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize, "_make_shards", fail)
+        assert call(pictures, tmp_path, "--seed=1") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["unfinished.json"]
+    assert call(pictures, tmp_path) == 0 and files(tmp_path) == expected
+
+
 def test_full_disk(pictures, expected, tmp_path, capsys, monkeypatch):
     def fail(path, data, write=shard_files.write_atomically):
         if path.name == "shard-00003.tokens.npy":

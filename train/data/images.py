@@ -66,6 +66,18 @@ def open_images(
     return images
 
 
+def check_apart(
+    output: str | os.PathLike, images: str | os.PathLike, flag: str = "--output"
+) -> None:
+    """Raises ValueError if `output` is in the folder `images`: results would count as images of a class."""
+    folder = Path(images).resolve()
+    if images and folder.is_dir() and Path(output).resolve().is_relative_to(folder):
+        raise ValueError(
+            f"{flag}={output} is in the folder of images {images}, and would count as a class; accepted: a "
+            "folder elsewhere"
+        )
+
+
 def _open(path: Path, split: str | None, num_classes: int | None) -> Images:
     if path.is_file() or (not path.exists() and re.search(r"[*?{[]|\.tar$", str(path))):
         tars = [path] if path.is_file() else image_tars.find_tars(str(path))

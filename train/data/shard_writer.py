@@ -152,6 +152,8 @@ class ShardWriter:
                 manifest = name == MANIFEST_NAME
                 found = read_manifest(self.folder) if manifest else read_json(path)
                 differences = _differences(found, self.settings)
+                if differences and not (manifest or any(self.folder.glob("shard-*.json"))):
+                    continue  # begun, and nothing made
                 if differences:
                     raise ValueError(
                         f"{self.folder} holds shards made otherwise: {differences}; choose another folder"
