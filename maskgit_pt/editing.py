@@ -5,6 +5,7 @@ ours.
 """
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -21,7 +22,6 @@ from maskgit_pt.samplers.base import MASK
 from maskgit_pt.settings import whole_number
 from maskgit_pt.utils import Bbox
 
-_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # of an extended picture, as of one that is read
 _KNOWN = 1 / 8  # of what the model sees, when a picture is extended
 
 
@@ -306,13 +306,15 @@ def add_margins(
     Returns:
       The larger picture, its edges repeated outwards, and what is new, bool [H', W'].
 
-    Raises ValueError for a margin below 0, or more pixels than a picture that is read may have.
+    Raises:
+      ValueError: a margin below 0, or more pixels than a picture that is read may have.
     """
     top, right, bottom, left = (whole_number("a margin", margin, 0) for margin in margins)
     height, width = picture.shape[0] + top + bottom, picture.shape[1] + left + right
-    if height * width > _MOST_PIXELS:
+    most = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)  # as of a picture that is read
+    if height * width > most:
         found = f"with its margins the picture has {height} x {width} pixels (height x width)"
-        raise ValueError(f"{found}; accepted: at most {_MOST_PIXELS:,} pixels")
+        raise ValueError(f"{found}; accepted: at most {most:,} pixels")
     pads = ((top, bottom), (left, right))
     new = np.pad(np.zeros(picture.shape[:2], bool), pads, constant_values=True)
     return np.pad(picture, (*pads, (0, 0)), mode="edge"), new

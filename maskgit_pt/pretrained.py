@@ -266,9 +266,8 @@ class _WithoutInitialValues(TorchFunctionMode):
     A configuration that asks for endless layers ends with a ValueError.
     """
 
-    _MOST_CALLS = (
-        50_000  # of PyTorch's functions; the largest published network needs some thousands
-    )
+    # Of PyTorch's functions; the largest published network needs some thousands.
+    _MOST_CALLS = 50_000
 
     def __init__(self):
         super().__init__()

@@ -64,16 +64,9 @@ def define_flag(
     elif kind in (int, float):
         define = flags.DEFINE_integer if kind is int else flags.DEFINE_float
         define(name, default, help, least, flag_values=flag_values)
-        flags.register_validator(
-            name, _is_finite, "must be a finite number", flag_values=flag_values
-        )
     else:
         define = {bool: flags.DEFINE_bool, str: flags.DEFINE_string, list: flags.DEFINE_list}[kind]
         define(name, default, help, flag_values)
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is None or math.isfinite(value)
 
 
 def plain_type(of: type, name: str) -> type:
@@ -138,6 +131,13 @@ def _is_of(value: Any, kind: type) -> bool:
 
 
 def from_flags(of: type[T], flag_values: flags.FlagValues, **others: Any) -> T:
-    """Returns the dataclass `of` with the values of its flags; `others` are given instead of flags."""
+    """Returns the dataclass `of` with the values of its flags; `others` are given instead of flags.
+
+    Raises:
+      ValueError: a number that is not finite; NaN passes the least value of a flag.
+    """
     own = {name: flag_values[name].value for name in fields(of) if name not in others}
+    for name, value in own.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name} is {value}; accepted: a finite number")
     return of(**own | others)
